@@ -1,0 +1,268 @@
+// Package config reads the gateway's one configuration file: strict YAML, every value with a default that works, secrets
+// only by reference to a file or an environment variable. Errors say line and column.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// DefaultPath is where the file lies on an installed system.
+const DefaultPath = "/etc/enrollgate/enrollgate.yaml"
+
+// Config is the whole configuration. configs/enrollgate.yaml explains each value.
+type Config struct {
+	PublicName string    `yaml:"public_name"`
+	Data       string    `yaml:"data"`
+	Secret     Secret    `yaml:"secret"`
+	Listen     Listen    `yaml:"listen"`
+	TLS        TLS       `yaml:"tls"`
+	Kerberos   Kerberos  `yaml:"kerberos"`
+	Directory  Directory `yaml:"directory"`
+	Policy     Policy    `yaml:"policy"`
+	CAs        []CA      `yaml:"cas"`
+	Escrow     Escrow    `yaml:"escrow"`
+	Log        Log       `yaml:"log"`
+}
+
+// Secret is a value that does not stand in the file itself.
+type Secret struct {
+	File string `yaml:"file"`
+	Env  string `yaml:"env"`
+}
+
+// Listen has the addresses of the listeners; "off" switches one off.
+type Listen struct {
+	HTTPS   string `yaml:"https"`
+	HTTP    string `yaml:"http"`
+	Metrics string `yaml:"metrics"`
+}
+
+// TLS is the server certificate.
+type TLS struct {
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	MaxVersion  string `yaml:"max_version"`
+}
+
+// Kerberos is how callers are proven.
+type Kerberos struct {
+	Keytab            string        `yaml:"keytab"`
+	ServicePrincipals []string      `yaml:"service_principals"`
+	Realms            []string      `yaml:"realms"`
+	MaxClockSkew      time.Duration `yaml:"max_clock_skew"`
+	AllowRC4          bool          `yaml:"allow_rc4"`
+}
+
+// Directory is how domain controllers are reached.
+type Directory struct {
+	Servers  []string      `yaml:"servers"`
+	StartTLS bool          `yaml:"starttls"`
+	CAFile   string        `yaml:"ca_file"`
+	Bind     Bind          `yaml:"bind"`
+	Krb5Conf string        `yaml:"krb5_conf"`
+	MaxAge   time.Duration `yaml:"max_age"`
+	Poll     time.Duration `yaml:"poll"`
+	Timeout  time.Duration `yaml:"timeout"`
+}
+
+// Bind is the account that reads the directory.
+type Bind struct {
+	Method    string `yaml:"method"` // gssapi or simple
+	Principal string `yaml:"principal"`
+	Keytab    string `yaml:"keytab"`
+	User      string `yaml:"user"`
+	Password  Secret `yaml:"password"`
+}
+
+// Policy is how the policy server presents itself.
+type Policy struct {
+	ID           string `yaml:"id"`
+	FriendlyName string `yaml:"friendly_name"`
+	UpdateHours  int    `yaml:"update_hours"`
+}
+
+// CA is one certification authority, by the name under which the directory publishes it.
+type CA struct {
+	Name   string  `yaml:"name"`
+	Driver string  `yaml:"driver"`
+	Local  LocalCA `yaml:"local"`
+}
+
+// LocalCA is the embedded CA.
+type LocalCA struct {
+	Certificate string        `yaml:"certificate"`
+	Key         string        `yaml:"key"`
+	Passphrase  Secret        `yaml:"passphrase"`
+	CRLValidity time.Duration `yaml:"crl_validity"`
+}
+
+// Escrow is how archived keys travel.
+type Escrow struct {
+	ExchangeValidity time.Duration `yaml:"exchange_validity"`
+	Grace            time.Duration `yaml:"grace"`
+}
+
+// Log is what is logged.
+type Log struct {
+	Level  string `yaml:"level"`
+	Format string `yaml:"format"`
+}
+
+// defaults are the values of an empty file.
+func defaults() *Config {
+	host, _ := os.Hostname()
+	return &Config{
+		PublicName: host,
+		Data:       "/var/lib/enrollgate",
+		Listen:     Listen{HTTPS: ":443", HTTP: ":80", Metrics: "127.0.0.1:9464"},
+		TLS:        TLS{MaxVersion: "1.3"},
+		Kerberos:   Kerberos{MaxClockSkew: 5 * time.Minute},
+		Directory: Directory{Bind: Bind{Method: "gssapi"}, Krb5Conf: "/etc/krb5.conf", MaxAge: 24 * time.Hour,
+			Poll: 2 * time.Second, Timeout: 10 * time.Second},
+		Policy: Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
+		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour},
+		Log:    Log{Level: "info", Format: "json"},
+	}
+}
+
+// Load reads the file, applies defaults and checks it. Relative paths in it are relative to its folder.
+func Load(path string) (*Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no configuration file %s: name one with --config or ENROLLGATE_CONFIG", path)
+		}
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	c, err := Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	c.resolve(filepath.Dir(path))
+	if problems := c.Check(); len(problems) > 0 {
+		return nil, fmt.Errorf("%s: %s", path, strings.Join(problems, "\n"+path+": "))
+	}
+	return c, nil
+}
+
+// Parse decodes a file. An unknown key is an error.
+func Parse(text []byte) (*Config, error) {
+	if len(text) > 1<<20 {
+		return nil, errors.New("the configuration has more than 1 MiB")
+	}
+	c := defaults()
+	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
+	if err := d.Decode(c); err != nil && err.Error() != "EOF" {
+		return nil, errors.New(yaml.FormatError(err, false, true))
+	}
+	return c, nil
+}
+
+// resolve makes paths absolute.
+func (c *Config) resolve(dir string) {
+	dir, _ = filepath.Abs(dir)
+	paths := []*string{&c.Data, &c.Secret.File, &c.TLS.Certificate, &c.TLS.Key, &c.Kerberos.Keytab, &c.Directory.CAFile,
+		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf}
+	for i := range c.CAs {
+		l := &c.CAs[i].Local
+		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File)
+	}
+	for _, p := range paths {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	if c.Directory.Bind.Keytab == "" {
+		c.Directory.Bind.Keytab = c.Kerberos.Keytab
+	}
+	if c.Secret.File == "" && c.Secret.Env == "" {
+		c.Secret.File = filepath.Join(c.Data, "secret")
+	}
+}
+
+// Check returns what is missing or contradictory, each with what to do. A configuration from Load has passed it.
+func (c *Config) Check() []string {
+	var out []string
+	need := func(ok bool, format string, args ...any) {
+		if !ok {
+			out = append(out, fmt.Sprintf(format, args...))
+		}
+	}
+	need(strings.Contains(c.PublicName, "."), "public_name: %q is not a fully qualified name; clients and Kerberos need one, such as enroll.corp.example", c.PublicName)
+	need(c.Kerberos.Keytab != "", "kerberos.keytab: missing; export the keys of the account that holds the SPN HTTP/%s", c.PublicName)
+	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
+	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
+	need(len(c.Directory.Servers) > 0, "directory.servers: missing; name the domain controllers, such as ldap://dc1.corp.example")
+	for _, s := range c.Directory.Servers {
+		u, err := url.Parse(s)
+		need(err == nil && (u.Scheme == "ldap" || u.Scheme == "ldaps") && u.Host != "", "directory.servers: %q is not ldap://HOST or ldaps://HOST", s)
+		if err == nil && u.Scheme == "ldap" && !c.Directory.StartTLS {
+			need(c.Directory.Bind.Method == "gssapi", "directory.servers: a simple bind over %s would send the password in the clear; use ldaps:// or starttls", s)
+		}
+	}
+	switch b := c.Directory.Bind; b.Method {
+	case "gssapi":
+		need(b.Principal != "", "directory.bind.principal: missing; name the account whose key is in the keytab")
+	case "simple":
+		need(b.User != "" && b.Password.Set(), "directory.bind: user and password (file or env) are needed for a simple bind")
+	default:
+		need(false, "directory.bind.method: %q is neither gssapi nor simple", b.Method)
+	}
+	need(len(c.CAs) > 0, "cas: missing; name at least one CA as the directory publishes it")
+	seen := map[string]bool{}
+	for i, ca := range c.CAs {
+		need(ca.Name != "", "cas[%d].name: missing; it is the name of the pKIEnrollmentService object", i)
+		need(!seen[strings.ToLower(ca.Name)], "cas[%d].name: %q occurs twice", i, ca.Name)
+		seen[strings.ToLower(ca.Name)] = true
+		switch ca.Driver {
+		case "", "local":
+			need(ca.Local.Certificate != "" && ca.Local.Key != "", "cas[%d].local: certificate and key are needed", i)
+			need(ca.Local.Passphrase.Set(), "cas[%d].local.passphrase: missing (file or env); the CA key is kept encrypted", i)
+		default:
+			need(false, "cas[%d].driver: %q is unknown; there is: local", i, ca.Driver)
+		}
+	}
+	need(c.Escrow.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", c.Escrow.ExchangeValidity)
+	need(c.Escrow.Grace >= 0, "escrow.grace: %s is negative", c.Escrow.Grace)
+	need(c.Log.Format == "json" || c.Log.Format == "text", "log.format: %q is neither json nor text", c.Log.Format)
+	return out
+}
+
+// Set tells whether the secret is referenced at all.
+func (s Secret) Set() bool { return s.File != "" || s.Env != "" }
+
+// Read returns the secret: the file without a trailing line break, or the variable.
+func (s Secret) Read() ([]byte, error) {
+	if s.Env != "" {
+		v, ok := os.LookupEnv(s.Env)
+		if !ok || v == "" {
+			return nil, fmt.Errorf("the environment variable %s is empty", s.Env)
+		}
+		return []byte(v), nil
+	}
+	info, err := os.Stat(s.File)
+	if err != nil {
+		return nil, fmt.Errorf("read secret: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, fmt.Errorf("the secret file %s is open to others (mode %o): run chmod 600", s.File, info.Mode().Perm())
+	}
+	b, err := os.ReadFile(s.File)
+	if err != nil {
+		return nil, fmt.Errorf("read secret: %w", err)
+	}
+	if b = bytes.TrimRight(b, "\r\n"); len(b) == 0 {
+		return nil, fmt.Errorf("the secret file %s is empty", s.File)
+	}
+	return b, nil
+}

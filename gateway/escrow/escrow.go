@@ -1,0 +1,320 @@
+// Package escrow keeps private keys for the people who may recover them.
+//
+// A client encloses its key encrypted to an exchange certificate (Exchange). Open decrypts it, proves that it belongs to
+// the request, seals it to every valid key recovery agent and wipes it; Record.Insert writes the sealed record in the
+// transaction that opens the request's ledger row. Recover needs an agent's private key, which the gateway never holds.
+package escrow
+
+import (
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/store"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+)
+
+// Options configure the escrow.
+type Options struct {
+	DB *store.DB
+	// Secret encrypts exchange keys at rest.
+	Secret []byte
+	// ExchangeValidity is how long an exchange certificate is handed out; default one week ([MS-WCCE] 3.2.1.4.3.2.15.1).
+	ExchangeValidity time.Duration
+	// Grace is how long after that its key still opens requests; default two weeks.
+	Grace time.Duration
+	Now   func() time.Time
+}
+
+// Escrow is the store of archived keys. All methods are safe for concurrent use.
+type Escrow struct {
+	o      Options
+	agents atomic.Pointer[[]Agent] // what Open seals to; Refresh keeps it current
+
+	mu   sync.Mutex     // guards keys and rotation
+	keys []*exchangeKey // loaded, newest last
+}
+
+// New returns an escrow with its agents and exchange keys loaded.
+func New(ctx context.Context, o Options) (*Escrow, error) {
+	if o.ExchangeValidity == 0 {
+		o.ExchangeValidity = 7 * 24 * time.Hour
+	}
+	if o.Grace == 0 {
+		o.Grace = 14 * 24 * time.Hour
+	}
+	e := &Escrow{o: o}
+	if err := e.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Refresh reads what another process may have changed: agents and exchange keys. The gateway calls it every second, so
+// that no request waits for the disk to learn who the agents are.
+func (e *Escrow) Refresh(ctx context.Context) error {
+	agents, err := e.Agents(ctx)
+	if err != nil {
+		return err
+	}
+	e.agents.Store(&agents)
+	return e.loadKeys(ctx)
+}
+
+// Ready returns nil if keys can be archived now, else the error that archival templates are refused with.
+func (e *Escrow) Ready() error {
+	_, err := e.validAgents()
+	return err
+}
+
+func (e *Escrow) validAgents() ([]*x509.Certificate, error) {
+	var valid []*x509.Certificate
+	var reasons string
+	now := e.o.Now()
+	for _, a := range *e.agents.Load() {
+		if err := a.usable(now); err != nil {
+			reasons += fmt.Sprintf("; %s: %v", a.Certificate.Subject, err)
+			continue
+		}
+		valid = append(valid, a.Certificate)
+	}
+	if len(valid) == 0 {
+		return nil, hresult.New(hresult.NoValidKRA, "no key recovery agent has a valid certificate%s", reasons).
+			WithFix("add one: enrollgate escrow agents add CERTIFICATE")
+	}
+	return valid, nil
+}
+
+// Record is a sealed key on its way into the database.
+type Record struct {
+	Source      string // "enrollment" or "import"
+	Algorithm   string
+	Bits        int
+	KeyID       []byte // SHA-256 of the SubjectPublicKeyInfo
+	Recipients  []string
+	Sealed      []byte
+	Certificate []byte // of imported keys
+}
+
+// errEnclosed is the one answer to whatever is wrong with an enclosed key behind the exchange key: who could tell the
+// failures apart could decrypt recorded requests step by step.
+func errEnclosed(cause error) error {
+	return hresult.Wrap(hresult.BadRequestKeyArchival, cause,
+		"the enclosed key cannot be opened with an exchange key of this CA, or is not the private key of the request").
+		WithFix("enroll again, so that the client fetches the current exchange certificate")
+}
+
+// Open takes the enclosed private key out of a verified request: decrypts it, proves that it is the private half of the
+// request's public key, and seals it to the agents. The key in the clear exists only inside this call, in memory that is
+// wiped before it returns.
+func (e *Escrow) Open(ca string, r *wcce.Request) (*Record, error) {
+	agents, err := e.validAgents()
+	if err != nil {
+		return nil, err
+	}
+	enveloped, err := wcce.ParseEnveloped(r.Archived.Raw)
+	if err != nil {
+		return nil, errEnclosed(err)
+	}
+	plain, err := e.decrypt(ca, enveloped)
+	if err != nil {
+		return nil, errEnclosed(err)
+	}
+	defer wcce.Wipe(plain)
+	blob, err := wcce.ParseKeyBlob(plain)
+	if err != nil {
+		return nil, errEnclosed(err)
+	}
+	defer blob.Wipe()
+	if !blob.Matches(r.CSR.PublicKey) {
+		return nil, errEnclosed(errors.New("the enclosed key is another than the request's"))
+	}
+	keyID := sha256.Sum256(r.CSR.RawSPKI)
+	return seal(blob.PKCS8, "enrollment", blob.Algorithm, blob.Bits, keyID[:], agents)
+}
+
+func seal(pkcs8 []byte, source, algorithm string, bits int, keyID []byte, agents []*x509.Certificate) (*Record, error) {
+	sealed, err := wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, agents...)
+	if err != nil {
+		return nil, fmt.Errorf("escrow: seal: %w", err)
+	}
+	r := &Record{Source: source, Algorithm: algorithm, Bits: bits, KeyID: keyID, Sealed: sealed}
+	for _, a := range agents {
+		r.Recipients = append(r.Recipients, Fingerprint(a))
+	}
+	return r, nil
+}
+
+// Fingerprint names a certificate: the SHA-256 of its DER in hexadecimal.
+func Fingerprint(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// Insert writes the record and its audit line. requestID is 0 for imported keys.
+func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner, subject string) (id int64, err error) {
+	recipients, err := json.Marshal(r.Recipients)
+	if err != nil {
+		return 0, fmt.Errorf("escrow: %w", err)
+	}
+	request := sql.NullInt64{Int64: requestID, Valid: requestID != 0}
+	res, err := tx.Exec(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate)
+	if err != nil {
+		return 0, fmt.Errorf("escrow: store record: %w", err)
+	}
+	if id, err = res.LastInsertId(); err != nil {
+		return 0, fmt.Errorf("escrow: %w", err)
+	}
+	event := audit.KeyArchived
+	if r.Source == "import" {
+		event = audit.KeyImported
+	}
+	return id, audit.Append(tx, now, actor, event, map[string]any{"record": id, "request": requestID, "owner": owner, "subject": subject, "key_id": hex.EncodeToString(r.KeyID), "recipients": r.Recipients})
+}
+
+// Import seals a key that a user has already, with its certificate, and stores it durably. The caller wipes key.
+func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.Certificate, owner, actor string) (int64, error) {
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return 0, fmt.Errorf("key type %T is not supported", key)
+	}
+	pub, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !pub.Equal(cert.PublicKey) {
+		return 0, errors.New("the private key is not that of the certificate")
+	}
+	agents, err := e.validAgents()
+	if err != nil {
+		return 0, err
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return 0, fmt.Errorf("encode key: %w", err)
+	}
+	defer wcce.Wipe(pkcs8)
+	keyID := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	algorithm, bits := describeKey(cert.PublicKey)
+	record, err := seal(pkcs8, "import", algorithm, bits, keyID[:], agents)
+	if err != nil {
+		return 0, err
+	}
+	record.Certificate = cert.Raw
+	var id int64
+	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
+		var existing int64
+		switch err := tx.QueryRow("SELECT id FROM escrow_records WHERE key_id = ?", keyID[:]).Scan(&existing); {
+		case err == nil:
+			return fmt.Errorf("this key is archived already, as record %d", existing)
+		case !errors.Is(err, sql.ErrNoRows):
+			return err
+		}
+		var err error
+		id, err = record.Insert(tx, e.o.Now(), 0, actor, owner, cert.Subject.String())
+		return err
+	})
+	return id, err
+}
+
+func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {
+	switch k := pub.(type) {
+	case *rsa.PublicKey:
+		return "RSA", k.N.BitLen()
+	case interface{ Params() any }:
+		return fmt.Sprintf("%T", k), 0
+	}
+	return fmt.Sprintf("%T", pub), 0
+}
+
+// Entry is one archived key as list shows it.
+type Entry struct {
+	ID         int64     `json:"id"`
+	Created    time.Time `json:"created"`
+	RequestID  int64     `json:"request_id,omitempty"`
+	Source     string    `json:"source"`
+	Owner      string    `json:"owner"`
+	Subject    string    `json:"subject"`
+	Algorithm  string    `json:"algorithm"`
+	Bits       int       `json:"bits"`
+	KeyID      string    `json:"key_id"`
+	Serial     string    `json:"serial,omitempty"`
+	State      string    `json:"state,omitempty"` // of the request
+	Recipients []string  `json:"recipients"`
+
+	sealed, certificate []byte
+	ca                  string
+}
+
+const entryColumns = `SELECT e.id, e.created, coalesce(e.request_id, 0), e.source, e.owner, e.subject, e.algorithm, e.bits, e.key_id, e.recipients,
+	coalesce(r.serial, ''), coalesce(r.state, ''), coalesce(r.ca, ''), e.sealed, coalesce(e.certificate, r.certificate)
+	FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id `
+
+// List returns archived keys, newest first; owner "" means everybody's.
+func (e *Escrow) List(ctx context.Context, owner string, limit int) ([]Entry, error) {
+	return e.entries(ctx, "WHERE ? = '' OR e.owner = ? OR e.owner LIKE ? || '@%' ORDER BY e.id DESC LIMIT ?", owner, owner, owner, limit)
+}
+
+// ErrNotFound is an archived key that does not exist.
+var ErrNotFound = errors.New("no such archived key")
+
+// Get returns one archived key by number, or ErrNotFound.
+func (e *Escrow) Get(ctx context.Context, id int64) (*Entry, error) {
+	return e.one(ctx, fmt.Sprintf("archived key %d", id), "WHERE e.id = ?", id)
+}
+
+// BySerial returns the archived key of a certificate, or ErrNotFound. Serial numbers are hexadecimal.
+func (e *Escrow) BySerial(ctx context.Context, serial string) (*Entry, error) {
+	n, ok := new(big.Int).SetString(serial, 16)
+	if !ok {
+		return nil, fmt.Errorf("serial number %q is not hexadecimal", serial)
+	}
+	return e.one(ctx, "archived key of certificate "+serial, "WHERE r.serial = ?", n.Text(16))
+}
+
+func (e *Escrow) one(ctx context.Context, what, where string, args ...any) (*Entry, error) {
+	list, err := e.entries(ctx, where, args...)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("%s: %w", what, ErrNotFound)
+	}
+	return &list[0], nil
+}
+
+func (e *Escrow) entries(ctx context.Context, where string, args ...any) ([]Entry, error) {
+	rows, err := e.o.DB.SQL.QueryContext(ctx, entryColumns+where, args...)
+	if err != nil {
+		return nil, fmt.Errorf("escrow: %w", err)
+	}
+	defer rows.Close()
+	var out []Entry
+	for rows.Next() {
+		var n Entry
+		var created int64
+		var recipients string
+		var keyID []byte
+		if err := rows.Scan(&n.ID, &created, &n.RequestID, &n.Source, &n.Owner, &n.Subject, &n.Algorithm, &n.Bits, &keyID, &recipients,
+			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate); err != nil {
+			return nil, fmt.Errorf("escrow: %w", err)
+		}
+		if err := json.Unmarshal([]byte(recipients), &n.Recipients); err != nil {
+			return nil, fmt.Errorf("escrow: record %d: %w", n.ID, err)
+		}
+		n.Created, n.KeyID = time.UnixMilli(created).UTC(), hex.EncodeToString(keyID)
+		out = append(out, n)
+	}
+	return out, rows.Err()
+}

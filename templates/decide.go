@@ -1,0 +1,378 @@
+package templates
+
+import (
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/security"
+)
+
+// clockSkew is how far before now a certificate begins, so that clients with a slow clock accept it.
+const clockSkew = 10 * time.Minute
+
+// serverGeneration is the CA generation that this implementation stands for: Windows Server 2016 and later.
+const serverGeneration = 7
+
+// Decide applies the rules in the order of [MS-WCCE] 3.2.2.6.2.1.4 and reports every one of them, also after the first
+// failure, so that an administrator sees all that is wrong at once.
+func Decide(in Input) Decision {
+	d := Decision{Template: in.Template.String(), CA: in.Authority.Service}
+	c := &checks{}
+	t := findTemplate(in, c)
+	if t == nil {
+		d.Outcome, d.Checks = Deny, c.list
+		return d
+	}
+	d.Template, d.Archive = t.Name, t.Archives()
+	checkOffered(in, t, c)
+	checkUnderstood(in, t, c)
+	checkVersion(in, t, c)
+	checkAccount(in, t, c)
+	checkRights(in, t, c)
+	checkForm(in, t, c)
+	checkArchival(in, t, c)
+	checkKey(in, t, c)
+	checkRenewal(in, t, c)
+	d.Profile = buildProfile(in, t, c)
+	pend := checkApproval(t, c)
+
+	d.Checks = c.list
+	switch {
+	case c.failed():
+		d.Outcome, d.Profile = Deny, CertificateProfile{}
+	case pend:
+		d.Outcome = Pend
+	default:
+		d.Outcome = Allow
+	}
+	return d
+}
+
+func findTemplate(in Input, c *checks) *Template {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.1"
+	const name = "template"
+	s := in.Snapshot
+	if s == nil {
+		c.fail(hresult.ServerUnavailable, "directory", "check the connection to the domain controllers", "the directory has not been read yet")
+		return nil
+	}
+	if age := in.Now.Sub(s.Taken); in.MaxAge > 0 && age > in.MaxAge {
+		c.fail(hresult.ServerUnavailable, "directory", "check the connection to the domain controllers",
+			"the directory was read %s ago, more than the allowed %s", age.Round(time.Second), in.MaxAge)
+		return nil
+	}
+	ref := in.Template
+	if ref.Name == "" && ref.OID == "" {
+		c.fail(hresult.UnsupportedCertType, name, "name a template in the request", "the request names no template")
+		return nil
+	}
+	var byName, byOID *Template
+	if ref.Name != "" {
+		byName = s.TemplateByName(ref.Name)
+	}
+	if ref.OID != "" {
+		byOID = s.TemplateByOID(ref.OID)
+	}
+	t := byOID
+	switch {
+	case ref.Name != "" && ref.OID != "" && byName != byOID:
+		c.fail(hresult.TemplateConflict, name, "", "the request names two templates: %q and OID %s", ref.Name, ref.OID)
+		return nil
+	case ref.OID == "":
+		t = byName
+	}
+	if t != nil {
+		c.pass(name, "template %q, schema version %d, version %d.%d", t.Name, t.Schema, t.Major, t.Minor)
+		return t
+	}
+	for object, reason := range s.Unusable {
+		if ref.Name != "" && strings.EqualFold(object, ref.Name) || strings.HasPrefix(strings.ToLower(object), "cn="+strings.ToLower(ref.Name)+",") {
+			c.fail(hresult.UnsupportedCertType, name, "correct the template object", "the template cannot be understood: %s", reason)
+			return nil
+		}
+	}
+	c.fail(hresult.UnsupportedCertType, name, "create the template, or correct its name", "the forest has no template %q", ref)
+	return nil
+}
+
+func checkOffered(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.1"
+	a := in.Authority
+	service := in.Snapshot.Service(a.Service)
+	switch {
+	case a.Configure != "":
+		c.fail(hresult.UnsupportedCertType, "offered", "", "%s", a.Configure)
+	case service == nil:
+		c.fail(hresult.UnsupportedCertType, "offered", "publish the CA as a pKIEnrollmentService object in the directory",
+			"the directory has no enrollment service %q", a.Service)
+	case !service.Offers(t.Name):
+		c.fail(hresult.UnsupportedCertType, "offered", fmt.Sprintf("add %q to the templates that %q issues", t.Name, service.Name),
+			"CA %q does not offer this template", service.Name)
+	default:
+		c.pass("offered", "CA %q offers this template", service.Name)
+	}
+}
+
+// checkUnderstood refuses what this implementation does not do, by name, rather than issue something else.
+func checkUnderstood(in Input, t *Template, c *checks) {
+	c.spec = "[MS-CRTD] 2"
+	no := Unsupported(t)
+	if r := in.Request; r != nil && r.Renewal != nil && t.EnrolleeSuppliesSubject() && t.NameFlags&NameOldCertSuppliesSubject != 0 {
+		no = append(no, "names from the renewed certificate (OLD_CERT_SUPPLIES_SUBJECT_AND_ALT_NAME)")
+	}
+	if len(no) > 0 {
+		c.fail(hresult.NotSupported, "understood", "change the template, or serve it from another CA", "not supported: %s", strings.Join(no, "; "))
+		return
+	}
+	c.pass("understood", "every flag and attribute of the template is understood")
+}
+
+// Unsupported lists what in the template this implementation refuses to serve; nil where it serves the template.
+func Unsupported(t *Template) (no []string) {
+	for _, f := range []struct {
+		value uint32
+		names []flagName
+		attr  string
+	}{
+		{t.GeneralFlags, generalFlagNames, "flags"},
+		{t.EnrollmentFlags, enrollmentFlagNames, "msPKI-Enrollment-Flag"},
+		{t.PrivateKeyFlags &^ (keyServerVersionMask | keyClientVersionMask), privateKeyFlagNames, "msPKI-Private-Key-Flag"},
+		{t.NameFlags, nameFlagNames, "msPKI-Certificate-Name-Flag"},
+	} {
+		if _, unknown := describeFlags(f.value, f.names); unknown != 0 {
+			no = append(no, fmt.Sprintf("unknown bits 0x%08X in %s", unknown, f.attr))
+		}
+	}
+	refuse := func(when bool, what string) {
+		if when {
+			no = append(no, what)
+		}
+	}
+	refuse(t.Schema < 1 || t.Schema > 4, fmt.Sprintf("schema version %d", t.Schema))
+	refuse(t.MinimumServer() > serverGeneration, fmt.Sprintf("a CA of generation %d", t.MinimumServer()))
+	refuse(t.GeneralFlags&(FlagIsCA|FlagIsCrossCA) != 0, "certificates for certification authorities (IS_CA, IS_CROSS_CA)")
+	refuse(t.RASignatures > 0, fmt.Sprintf("%d signatures of registration authorities (msPKI-RA-Signature)", t.RASignatures))
+	refuse(t.PrivateKeyFlags&KeyAttestRequired != 0, "key attestation (ATTEST_REQUIRED)")
+	refuse(t.EnrollmentFlags&EnrollIssuancePoliciesFromRequest != 0, "issuance policies from the request (ISSUANCE_POLICIES_FROM_REQUEST)")
+	refuse(t.Validity <= 0, "a template without a validity period (pKIExpirationPeriod)")
+	if logon := logonPurpose(t); t.EnrolleeSuppliesSubject() && logon != "" && t.EnrollmentFlags&EnrollPendAllRequests == 0 {
+		no = append(no, "a dangerous template: the enrollee may name any subject in a certificate that is good for "+logon+", and nobody approves it")
+	}
+	return no
+}
+
+// logonPurpose names the purpose by which certificates of the template prove an account to a domain controller.
+func logonPurpose(t *Template) string {
+	policies := t.Policies()
+	if len(policies) == 0 {
+		return "every purpose"
+	}
+	for _, p := range policies {
+		switch p {
+		case oidClientAuth:
+			return "client authentication"
+		case oidSmartCardLogon:
+			return "smart card logon"
+		case oidPKINITClient:
+			return "Kerberos client authentication"
+		case oidAnyPurpose:
+			return "any purpose"
+		}
+	}
+	return ""
+}
+
+func checkVersion(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.2"
+	ref := in.Template
+	if t.Schema < 2 || ref.Major < 0 || ref.OID == "" {
+		return
+	}
+	if ref.Major > t.Major || ref.Minor > t.Minor && ref.Major == t.Major {
+		c.fail(hresult.BadTemplateVersion, "version", "wait until the change has replicated to the gateway's domain controller",
+			"the request was made for version %d.%d, the directory has %d.%d", ref.Major, max(ref.Minor, 0), t.Major, t.Minor)
+		return
+	}
+	c.pass("version", "the request was made for version %d.%d", ref.Major, max(ref.Minor, 0))
+}
+
+func checkAccount(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.4.1"
+	switch {
+	case in.Subject.Disabled:
+		c.fail(hresult.AccountDisabled, "account", "enable the account", "the account %s is disabled", in.Subject.SAMAccount)
+	case !ForCaller(t, Caller{Machine: in.Subject.Machine}) && t.Machine():
+		c.fail(hresult.TemplateDenied, "account", "use a template for users", "the template is for computers, %s is a user", in.Subject.SAMAccount)
+	case !ForCaller(t, Caller{Machine: in.Subject.Machine}):
+		c.fail(hresult.TemplateDenied, "account", "use a template for computers", "the template is for users, %s is a computer", in.Subject.SAMAccount)
+	default:
+		c.pass("account", "the account %s is enabled", in.Subject.SAMAccount)
+	}
+}
+
+// ForCaller tells whether the template is for the caller's kind of account, user or computer. Where the enrollee names
+// the subject it is for both.
+func ForCaller(t *Template, caller Caller) bool {
+	return t.EnrolleeSuppliesSubject() || t.Machine() == caller.Machine
+}
+
+// checkRights evaluates the Enroll right on the CA and on the template ([MS-CRTD] 2.5.1).
+func checkRights(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.3"
+	token := in.Caller.Token()
+	if service := in.Snapshot.Service(in.Authority.Service); service != nil {
+		if service.Security == nil {
+			c.fail(hresult.EnrollDenied, "ca-enroll-right", "let the gateway's account read the security descriptor", "the permissions on CA %q cannot be read", service.Name)
+		} else if access := service.Security.ControlAccess(token, security.RightEnroll); !access.Granted {
+			c.fail(hresult.EnrollDenied, "ca-enroll-right", fmt.Sprintf("give one of the account's groups the Enroll right on the CA object %q", service.Name),
+				"no Enroll right on the CA: %s", access.Reason)
+		} else {
+			c.pass("ca-enroll-right", "Enroll right on the CA: %s", access.Reason)
+		}
+	}
+	access := t.Security.ControlAccess(token, security.RightEnroll)
+	if !access.Granted {
+		c.fail(hresult.TemplateDenied, "enroll-right", fmt.Sprintf("add the account to a group that has Enroll on template %q, or give one of its groups that right", t.Name),
+			"no Enroll right on the template: %s", access.Reason)
+		return
+	}
+	c.pass("enroll-right", "Enroll right on the template: %s", access.Reason)
+}
+
+// Rights tells what the caller may do with the template on this CA, for a policy reply.
+func Rights(t *Template, service *EnrollmentService, caller Caller) (enroll, autoEnroll bool) {
+	token := caller.Token()
+	if service.Security == nil || !service.Security.ControlAccess(token, security.RightEnroll).Granted {
+		return false, false
+	}
+	enroll = t.Security.ControlAccess(token, security.RightEnroll).Granted
+	return enroll, enroll && t.Security.ControlAccess(token, security.RightAutoEnroll).Granted
+}
+
+func checkForm(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.2.1"
+	r := in.Request
+	if r == nil {
+		return
+	}
+	if r.RequestorName != "" {
+		c.fail(hresult.RestrictedOfficer, "on-behalf-of", "enroll as the account itself", "requests on behalf of others (%s) are not supported", r.RequestorName)
+	}
+	if r.ExtraSigners > 0 {
+		c.fail(hresult.TooManySignatures, "signatures", "", "%d signatures more than the template asks for", r.ExtraSigners)
+	}
+}
+
+func checkArchival(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.2.2"
+	const name = "archival"
+	r := in.Request
+	if !t.Archives() {
+		if r != nil && (r.ArchivedKey || r.ArchivedHash) {
+			c.fail(hresult.ArchivedKeyUnexpected, name, "send the request without the key", "the request encloses a private key, but the template does not archive keys")
+		}
+		return
+	}
+	renewsSameKey := r != nil && r.Renewal != nil && t.PrivateKeyFlags&KeyRequireSameKeyRenewal != 0
+	switch {
+	case in.Authority.Archival != nil:
+		err := hresult.From(in.Authority.Archival)
+		c.fail(err.Code, name, err.Fix, "keys cannot be archived: %s", err.Text)
+	case r == nil:
+		c.pass(name, "the private key must be enclosed and will be archived")
+	case renewsSameKey && !r.ArchivedKey:
+		c.pass(name, "the key of the renewed certificate was archived with it")
+	case !r.CMC || !r.ArchivedKey:
+		c.fail(hresult.ArchivedKeyRequired, name, "enroll with a client that archives keys, such as Windows", "the template demands that the private key is archived, but the request encloses none")
+	case r.RejectArchival != nil:
+		err := hresult.From(r.RejectArchival)
+		c.fail(err.Code, name, err.Fix, "%s", err.Text)
+	default:
+		c.pass(name, "the private key is enclosed and will be archived")
+	}
+}
+
+func checkKey(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.5"
+	if in.Request == nil {
+		return
+	}
+	algorithm, bits := keyStrength(in.Request.PublicKey)
+	want := t.AsymmetricAlg
+	if want == "" {
+		want = "RSA"
+	}
+	wantRSA := strings.EqualFold(want, "RSA")
+	curve := ""
+	if family, size, ok := strings.Cut(strings.ToUpper(want), "_P"); ok && (family == "ECDSA" || family == "ECDH") {
+		curve = "P-" + size
+	}
+	switch {
+	case !wantRSA && curve == "":
+		c.fail(hresult.NotSupported, "key", "choose RSA or an NIST curve in the template", "the template's key algorithm %q is not supported", want)
+	case wantRSA != (algorithm == "RSA") || curve != "" && algorithm != curve:
+		c.fail(hresult.KeyLength, "key", fmt.Sprintf("make a key of type %s", want), "the key is %s, the template demands %s", algorithm, want)
+	case bits < t.MinKeySize:
+		c.fail(hresult.KeyLength, "key", fmt.Sprintf("make a key of at least %d bits", t.MinKeySize), "the key has %d bits, the template demands at least %d", bits, t.MinKeySize)
+	default:
+		c.pass("key", "%s key of %d bits", want, bits)
+	}
+}
+
+func keyStrength(key any) (algorithm string, bits int) {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		return "RSA", k.N.BitLen()
+	case *ecdsa.PublicKey:
+		return k.Curve.Params().Name, k.Curve.Params().BitSize
+	}
+	return fmt.Sprintf("%T", key), 0
+}
+
+func checkRenewal(in Input, t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.2.3"
+	if in.Request == nil || in.Request.Renewal == nil {
+		return
+	}
+	old := in.Request.Renewal
+	if name, oid := TemplateOf(old); !(oid != "" && oid == t.OID || oid == "" && strings.EqualFold(name, t.Name)) {
+		c.fail(hresult.TemplateConflict, "renewal", "enroll anew for this template", "the renewed certificate was made for another template")
+		return
+	}
+	if t.PrivateKeyFlags&KeyRequireSameKeyRenewal != 0 {
+		if !samePublicKey(old.PublicKey, in.Request.PublicKey) {
+			c.fail(hresult.RenewalBadPublicKey, "renewal", "renew with the same key", "the template demands that a renewal keeps the key")
+			return
+		}
+	}
+	c.pass("renewal", "renews certificate %X", old.SerialNumber)
+}
+
+func checkApproval(t *Template, c *checks) (pend bool) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.8"
+	if t.EnrollmentFlags&EnrollPendAllRequests == 0 {
+		return false
+	}
+	c.pass("approval", "a certificate manager has to approve each request")
+	return true
+}
+
+// AutoEnrollmentHint tells why a client's autoenrollment would not pick the template up by itself, or "".
+func AutoEnrollmentHint(t *Template, service *EnrollmentService, caller Caller) string {
+	_, auto := Rights(t, service, caller)
+	switch {
+	case !auto:
+		return "the account has no AutoEnroll right on the template"
+	case t.EnrollmentFlags&EnrollAutoEnrollment == 0:
+		return "the template does not ask for autoenrollment"
+	case t.EnrolleeSuppliesSubject():
+		return "Windows skips templates whose subject the enrollee supplies"
+	case t.Schema == 1:
+		return "Windows does not autoenroll schema 1 templates"
+	}
+	return ""
+}

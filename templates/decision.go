@@ -1,0 +1,148 @@
+package templates
+
+import (
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+)
+
+// Outcome is what happens to a request.
+type Outcome string
+
+// The outcomes. A decision that fails any check is Deny.
+const (
+	Allow Outcome = "allow" // the certificate is issued
+	Pend  Outcome = "pend"  // a certificate manager has to approve first
+	Deny  Outcome = "deny"
+)
+
+// Check is one rule and how it went.
+type Check struct {
+	Name   string       `json:"name"`
+	Pass   bool         `json:"pass"`
+	Reason string       `json:"reason"`
+	Fix    string       `json:"fix,omitempty"`
+	Spec   string       `json:"spec,omitempty"`
+	Code   hresult.Code `json:"-"` // what the client is told if the check fails
+}
+
+// Decision is the one answer to "may this caller have this certificate, and what is in it?".
+type Decision struct {
+	Outcome  Outcome            `json:"outcome"`
+	Template string             `json:"template"`
+	CA       string             `json:"ca,omitempty"`
+	Archive  bool               `json:"archive"` // the private key must be archived before the certificate is issued
+	Checks   []Check            `json:"checks"`  // every rule tried, in order
+	Profile  CertificateProfile `json:"profile"` // complete unless the outcome is deny
+}
+
+// Err returns nil, or the first failed check as the error for the client.
+func (d *Decision) Err() error {
+	for _, c := range d.Checks {
+		if !c.Pass {
+			return hresult.New(c.Code, "template %q: %s", d.Template, c.Reason).WithFix("%s", c.Fix)
+		}
+	}
+	return nil
+}
+
+// CertificateProfile is what goes into the certificate besides the public key and what only the CA knows (serial
+// number, issuer, key identifiers, revocation addresses).
+type CertificateProfile struct {
+	Template    string      `json:"template"`
+	TemplateOID string      `json:"template_oid,omitempty"`
+	Subject     []byte      `json:"subject"` // DER of the Name
+	SubjectText string      `json:"subject_text"`
+	SANs        []string    `json:"sans,omitempty"` // "email:alice@corp.example", for people
+	EKUs        []string    `json:"ekus,omitempty"`
+	KeyUsage    []string    `json:"key_usage,omitempty"`
+	Extensions  []Extension `json:"extensions"` // in the order of the certificate
+	NotBefore   time.Time   `json:"not_before"`
+	NotAfter    time.Time   `json:"not_after"`
+	// NoRevocationInfo asks the CA to leave out revocation addresses.
+	NoRevocationInfo bool `json:"no_revocation_info,omitempty"`
+}
+
+// Extension is a certificate extension.
+type Extension struct {
+	OID      string `json:"oid"`
+	Critical bool   `json:"critical,omitempty"`
+	Value    []byte `json:"value"` // DER
+}
+
+// Reference names a template as a request does: by name (schema 1), by OID with version (schema 2 and later), or both.
+type Reference struct {
+	Name  string
+	OID   string
+	Major int // -1 where the request does not say
+	Minor int // -1 where the request does not say
+}
+
+// String is the name, else the OID.
+func (r Reference) String() string {
+	if r.Name != "" {
+		return r.Name
+	}
+	return r.OID
+}
+
+// Request is what a certificate request says, as far as policy looks at it. Every signature in it has been verified.
+type Request struct {
+	CMC            bool // a CMC full PKIRequest: the only form that can carry a key to archive
+	PublicKey      crypto.PublicKey
+	Subject        []byte      // DER of the Name
+	Extensions     []Extension // requested
+	ArchivedKey    bool        // a private key is enclosed
+	ArchivedHash   bool        // the hash of one is
+	Renewal        *x509.Certificate
+	ExtraSigners   int    // signatures beside the subject key's and the renewed certificate's
+	RequestorName  string // set: the request is on behalf of somebody else
+	AttestedKey    bool   // carries an attestation statement
+	RejectArchival error  // why an enclosed key is not acceptable in form
+}
+
+// Authority is the CA that the template is routed to, as far as policy looks at it.
+type Authority struct {
+	Service   string    // name of its pKIEnrollmentService object
+	NotAfter  time.Time // end of the CA certificate: no certificate outlives it
+	Archival  error     // nil: keys can be archived; else why not
+	Configure string    // set where no such CA is configured here: the reason
+}
+
+// Input is everything a decision depends on.
+type Input struct {
+	Snapshot  *Snapshot
+	MaxAge    time.Duration // a snapshot older than this decides nothing; 0 means no limit
+	Authority Authority
+	Caller    Caller
+	Subject   Subject
+	Template  Reference
+	Request   *Request // nil: explain what a well-formed request would get
+	Now       time.Time
+}
+
+// checks collects the outcome of the rules.
+type checks struct {
+	list []Check
+	spec string
+}
+
+func (c *checks) pass(name, format string, args ...any) {
+	c.list = append(c.list, Check{Name: name, Pass: true, Reason: fmt.Sprintf(format, args...), Spec: c.spec})
+}
+
+func (c *checks) fail(code hresult.Code, name, fix, format string, args ...any) {
+	c.list = append(c.list, Check{Name: name, Reason: fmt.Sprintf(format, args...), Fix: fix, Spec: c.spec, Code: code})
+}
+
+func (c *checks) failed() bool {
+	for _, k := range c.list {
+		if !k.Pass {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,154 @@
+package templates
+
+import (
+	"crypto/x509"
+	"strings"
+	"time"
+
+	"github.com/enrollgate/enrollgate/templates/security"
+)
+
+// Attributes are the attributes of one directory object, as octets, in the order that the server gave. Keys are
+// attribute descriptions in lower case.
+type Attributes map[string][][]byte
+
+// First returns the first value of an attribute as text, or "".
+func (a Attributes) First(name string) string {
+	if v := a[strings.ToLower(name)]; len(v) > 0 {
+		return string(v[0])
+	}
+	return ""
+}
+
+// Strings returns all values of an attribute as text.
+func (a Attributes) Strings(name string) []string {
+	values := a[strings.ToLower(name)]
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = string(v)
+	}
+	return out
+}
+
+// Snapshot is what the forest's configuration said at one moment. It is immutable: readers share it without locks.
+type Snapshot struct {
+	Taken      time.Time // when the read began
+	Controller string    // DNS host name of the domain controller that answered
+	USN        int64     // highestCommittedUSN of that controller before the read
+	ForestRoot string    // DNS name of the forest's root domain, "corp.example"
+	ConfigDN   string    // distinguished name of the configuration naming context
+	ForestOID  string    // OID prefix of the forest's template OIDs; may be empty
+
+	Templates []*Template          // sorted by name
+	Services  []*EnrollmentService // pKIEnrollmentService objects, sorted by name
+	OIDs      map[string]OIDObject // registered OIDs, by dotted OID
+	NTAuth    []*x509.Certificate  // CAs whose certificates the forest accepts for logon
+	Domains   []Domain             // domains of the forest
+
+	// Unusable lists objects that could not be understood, with the reason. A template in it is never served.
+	Unusable map[string]string
+}
+
+// Domain is one domain of the forest (crossRef objects).
+type Domain struct {
+	DN      string // "DC=corp,DC=example"
+	DNS     string // "corp.example"
+	NetBIOS string // "CORP"
+}
+
+// OIDObject is an msPKI-Enterprise-Oid object ([MS-CRTD] 2.29 ff.; flags 1 template, 2 issuance policy, 3 application policy).
+type OIDObject struct {
+	OID         string
+	DisplayName string
+	Flags       int
+	GroupLink   string // msDS-OIDToGroupLink: DN of a group, for issuance policies
+}
+
+// EnrollmentService is a CA as the forest publishes it ([MS-WCCE] 2.2.2.11.2).
+type EnrollmentService struct {
+	Name         string // cn
+	DisplayName  string
+	DNSHostName  string
+	Templates    []string // names (cn) of the templates that this CA offers
+	Certificates []*x509.Certificate
+	Security     *security.Descriptor
+}
+
+// Offers tells whether the CA offers the template with this name.
+func (s *EnrollmentService) Offers(name string) bool {
+	for _, t := range s.Templates {
+		if strings.EqualFold(t, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// TemplateByName finds a template by its cn, ignoring case as the directory does.
+func (s *Snapshot) TemplateByName(name string) *Template {
+	for _, t := range s.Templates {
+		if strings.EqualFold(t.Name, name) {
+			return t
+		}
+	}
+	return nil
+}
+
+// TemplateByOID finds a template by its msPKI-Cert-Template-OID.
+func (s *Snapshot) TemplateByOID(oid string) *Template {
+	for _, t := range s.Templates {
+		if t.OID == oid {
+			return t
+		}
+	}
+	return nil
+}
+
+// Service finds an enrollment service by name, ignoring case.
+func (s *Snapshot) Service(name string) *EnrollmentService {
+	for _, e := range s.Services {
+		if strings.EqualFold(e.Name, name) {
+			return e
+		}
+	}
+	return nil
+}
+
+// Subject is what the directory says about the account that a certificate is for.
+type Subject struct {
+	DN          string  // string form, RFC 4514
+	RDNs        [][]RDN // parsed DN in string order, the leaf first; more than one entry only in a multi-valued RDN
+	Domain      Domain  // the account's domain
+	CN          string
+	SAMAccount  string
+	Mail        string
+	UPN         string // userPrincipalName; where absent, the implicit sAMAccountName@domain
+	UPNExplicit bool   // whether userPrincipalName is set
+	DNSHostName string
+	SPNs        []string
+	GUID        security.GUID
+	SID         security.SID
+	Groups      []security.SID // tokenGroups; filled where no ticket lists them (explain)
+	Machine     bool           // objectClass computer
+	Disabled    bool           // userAccountControl ACCOUNTDISABLE
+	Certs       [][]byte       // userCertificate
+}
+
+// RDN is one attribute type and value of a distinguished name, unescaped.
+type RDN struct{ Type, Value string }
+
+// Caller is who asks, as proven by Kerberos.
+type Caller struct {
+	Principal string         // "alice@CORP.EXAMPLE" as in the ticket
+	Realm     string         // the client's realm
+	SID       security.SID   // the account, from the PAC
+	Groups    []security.SID // from the PAC, plus the well-known ones
+	Machine   bool           // a computer account
+}
+
+// Token is the caller's whole access token.
+func (c Caller) Token() security.Token {
+	t := security.NewToken(c.Groups...)
+	t[c.SID] = struct{}{}
+	return t
+}

@@ -1,0 +1,384 @@
+package templates
+
+import (
+	"encoding/asn1"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// addNames decides subject and subject alternative name: from the request if the template says so, else from the
+// directory ([MS-WCCE] 3.2.2.6.2.1.4.5.9).
+func addNames(in Input, t *Template, c *checks, p *CertificateProfile) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.5.9"
+	if t.EnrolleeSuppliesSubject() {
+		suppliedNames(in, t, c, p)
+		return
+	}
+	var subject [][]RDN
+	s := in.Subject
+	// The machine rule of 3.2.2.6.2.1.4.4.1: a computer is known by its DNS name.
+	if t.Machine() && t.NameFlags&(NameSubjectRequireCommonName|NameSubjectRequireDNSAsCN|NameSANRequireDNS) != 0 && s.DNSHostName == "" {
+		missing(c, hresult.SubjectDNSRequired, s, "dNSHostName")
+	}
+	switch {
+	case t.NameFlags&NameSubjectRequireDirectoryPath != 0:
+		subject = slices.Clone(s.RDNs)
+		slices.Reverse(subject) // a certificate lists the root first, the directory the leaf
+	case t.NameFlags&(NameSubjectRequireCommonName|NameSubjectRequireDNSAsCN) != 0:
+		cn := s.CN
+		if t.Machine() || t.NameFlags&NameSubjectRequireDNSAsCN != 0 {
+			cn = s.DNSHostName
+		}
+		if cn != "" {
+			subject = [][]RDN{{{"CN", cn}}}
+		} else if !t.Machine() {
+			missing(c, hresult.BadRequestSubject, s, "cn")
+		}
+	}
+	if t.NameFlags&NameSubjectRequireEmail != 0 {
+		if s.Mail == "" {
+			missing(c, hresult.SubjectEmailRequired, s, "mail")
+		} else {
+			subject = append(subject, []RDN{{"E", s.Mail}})
+		}
+	}
+	der, text, err := encodeName(subject)
+	if err != nil {
+		c.fail(hresult.BadRequestSubject, "subject", "change the account's name or place, or the template's subject", "%v", err)
+		return
+	}
+	p.Subject, p.SubjectText = der, text
+	addDirectorySANs(s, t, c, p)
+	if len(subject) == 0 && len(p.SANs) == 0 && !c.failed() {
+		c.fail(hresult.BadRequestSubject, "subject", "choose at least one name in the template", "the template puts no name into the certificate")
+		return
+	}
+	if !c.failed() {
+		c.pass("subject", "subject %q, alternative names %v, from the directory", text, p.SANs)
+	}
+}
+
+func missing(c *checks, code hresult.Code, s Subject, attribute string) {
+	c.fail(code, "subject", fmt.Sprintf("set the attribute %s of %s", attribute, s.SAMAccount),
+		"the template needs the account's attribute %s, and it is empty", attribute)
+}
+
+// addDirectorySANs builds the alternative names from the directory, in the order of the flags.
+func addDirectorySANs(s Subject, t *Template, c *checks, p *CertificateProfile) {
+	var b cryptobyte.Builder
+	need := func(flag uint32, value, attribute string, code hresult.Code) bool {
+		if t.NameFlags&flag == 0 {
+			return false
+		}
+		if value == "" {
+			missing(c, code, s, attribute)
+		}
+		return value != ""
+	}
+	explicitUPN := s.UPN
+	if !s.UPNExplicit {
+		explicitUPN = ""
+	}
+	var err error
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		ia5 := func(tag uint8, kind, value string) {
+			if !isASCII(value) {
+				err = fmt.Errorf("the %s %q is not ASCII", kind, value)
+			}
+			b.AddASN1(cbasn1.Tag(tag).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes([]byte(value)) })
+			p.SANs = append(p.SANs, kind+":"+value)
+		}
+		if need(NameSANRequireUPN|NameSANRequireSPN, explicitUPN, "userPrincipalName", hresult.SubjectUPNRequired) {
+			addOtherName(b, "1.3.6.1.4.1.311.20.2.3", func(b *cryptobyte.Builder) {
+				b.AddASN1(cbasn1.UTF8String, func(b *cryptobyte.Builder) { b.AddBytes([]byte(explicitUPN)) })
+			})
+			p.SANs = append(p.SANs, "upn:"+explicitUPN)
+		}
+		if need(NameSANRequireEmail, s.Mail, "mail", hresult.SubjectEmailRequired) {
+			ia5(1, "email", s.Mail)
+		}
+		if need(NameSANRequireDNS, s.DNSHostName, "dNSHostName", hresult.SubjectDNSRequired) {
+			ia5(2, "dns", s.DNSHostName)
+		}
+		if need(NameSANRequireDomainDNS, s.Domain.DNS, "the domain's DNS name", hresult.SubjectDNSRequired) {
+			ia5(2, "dns", s.Domain.DNS)
+			if s.Domain.NetBIOS != "" {
+				ia5(2, "dns", s.Domain.NetBIOS)
+			}
+		}
+		if t.NameFlags&NameSANRequireDirectoryGUID != 0 {
+			addOtherName(b, "1.3.6.1.4.1.311.25.1", func(b *cryptobyte.Builder) { b.AddASN1OctetString(s.GUID[:]) })
+			p.SANs = append(p.SANs, "guid:"+s.GUID.String())
+		}
+	})
+	if err != nil {
+		c.fail(hresult.BadRequestSubject, "subject", "correct the attribute", "%v", err)
+		return
+	}
+	if len(p.SANs) > 0 {
+		p.addSAN(t, b.BytesOrPanic())
+	}
+}
+
+// addSAN adds the alternative names; without a subject they are critical (RFC 5280 4.2.1.6).
+func (p *CertificateProfile) addSAN(t *Template, value []byte) {
+	p.add(t, oidSAN, value)
+	if len(p.Subject) <= 2 {
+		p.Extensions[len(p.Extensions)-1].Critical = true
+	}
+}
+
+// suppliedNames takes the names of the request, which is what ENROLLEE_SUPPLIES_SUBJECT is for.
+func suppliedNames(in Input, t *Template, c *checks, p *CertificateProfile) {
+	if in.Request == nil {
+		c.pass("subject", "names come from the request")
+		return
+	}
+	text, err := nameText(in.Request.Subject)
+	if err != nil {
+		c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the request's subject is malformed: %v", err)
+		return
+	}
+	p.Subject, p.SubjectText = in.Request.Subject, text
+	for _, e := range in.Request.Extensions {
+		if e.OID != oidSAN {
+			continue
+		}
+		if p.SANs, err = sanText(e.Value); err != nil {
+			c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the request's alternative names are malformed: %v", err)
+			return
+		}
+		p.addSAN(t, e.Value)
+		break
+	}
+	if len(p.Subject) <= 2 && len(p.SANs) == 0 {
+		c.fail(hresult.BadRequestSubject, "subject", "name a subject in the request", "the template takes the names from the request, and it has none")
+		return
+	}
+	c.pass("subject", "subject %q, alternative names %v, from the request", text, p.SANs)
+}
+
+// nameAttribute says how an attribute type of a distinguished name is encoded (RFC 5280 4.1.2.4, appendix A).
+type nameAttribute struct {
+	oid string
+	tag cbasn1.Tag
+	max int // upper bound in characters (RFC 5280 appendix A.1)
+}
+
+var nameAttributes = map[string]nameAttribute{
+	"CN": {"2.5.4.3", cbasn1.UTF8String, 64}, "SN": {"2.5.4.4", cbasn1.UTF8String, 64},
+	"SERIALNUMBER": {"2.5.4.5", cbasn1.PrintableString, 64}, "C": {"2.5.4.6", cbasn1.PrintableString, 2},
+	"L": {"2.5.4.7", cbasn1.UTF8String, 128}, "ST": {"2.5.4.8", cbasn1.UTF8String, 128}, "S": {"2.5.4.8", cbasn1.UTF8String, 128},
+	"STREET": {"2.5.4.9", cbasn1.UTF8String, 128}, "O": {"2.5.4.10", cbasn1.UTF8String, 64}, "OU": {"2.5.4.11", cbasn1.UTF8String, 64},
+	"T": {"2.5.4.12", cbasn1.UTF8String, 64}, "TITLE": {"2.5.4.12", cbasn1.UTF8String, 64},
+	"G": {"2.5.4.42", cbasn1.UTF8String, 64}, "GN": {"2.5.4.42", cbasn1.UTF8String, 64}, "I": {"2.5.4.43", cbasn1.UTF8String, 64},
+	"DC": {"0.9.2342.19200300.100.1.25", cbasn1.IA5String, 63}, "UID": {"0.9.2342.19200300.100.1.1", cbasn1.UTF8String, 256},
+	"E": {"1.2.840.113549.1.9.1", cbasn1.IA5String, 255},
+}
+
+// encodeName returns the DER of a Name, and its text with the last part first, as RFC 4514 writes it.
+func encodeName(rdns [][]RDN) (der []byte, text string, err error) {
+	var b cryptobyte.Builder
+	var parts []string
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		for _, rdn := range rdns {
+			var values []string
+			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
+				for _, part := range sortedForDER(rdn) {
+					if e := addNamePart(b, part); e != nil && err == nil {
+						err = e
+					}
+					values = append(values, part.Type+"="+escapeDN(part.Value))
+				}
+			})
+			parts = append(parts, strings.Join(values, "+"))
+		}
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	slices.Reverse(parts)
+	der, err = b.Bytes()
+	return der, strings.Join(parts, ","), err
+}
+
+// sortedForDER orders the parts of a multi-valued RDN as a DER SET OF demands.
+func sortedForDER(rdn []RDN) []RDN {
+	if len(rdn) < 2 {
+		return rdn
+	}
+	return slices.SortedFunc(slices.Values(rdn), func(x, y RDN) int {
+		encode := func(p RDN) []byte {
+			var b cryptobyte.Builder
+			_ = addNamePart(&b, p)
+			return b.BytesOrPanic()
+		}
+		return slices.Compare(encode(x), encode(y))
+	})
+}
+
+func addNamePart(b *cryptobyte.Builder, part RDN) error {
+	a, ok := nameAttributes[strings.ToUpper(part.Type)]
+	switch {
+	case !ok:
+		return fmt.Errorf("the name attribute %q cannot be put into a certificate", part.Type)
+	case part.Value == "" || !utf8.ValidString(part.Value):
+		return fmt.Errorf("the name attribute %s is empty or not UTF-8", part.Type)
+	case utf8.RuneCountInString(part.Value) > a.max:
+		return fmt.Errorf("the name attribute %s has more than %d characters", part.Type, a.max)
+	case a.tag != cbasn1.UTF8String && !isASCII(part.Value):
+		return fmt.Errorf("the name attribute %s=%q is not ASCII", part.Type, part.Value)
+	}
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(mustOID(a.oid))
+		b.AddASN1(a.tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(part.Value)) })
+	})
+	return nil
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf || s[i] < ' ' {
+			return false
+		}
+	}
+	return true
+}
+
+// escapeDN escapes a value as RFC 4514 2.4 does.
+func escapeDN(s string) string {
+	var b strings.Builder
+	for i, r := range s {
+		if strings.ContainsRune(`,+"\<>;=`, r) || i == 0 && (r == '#' || r == ' ') || i == len(s)-1 && r == ' ' {
+			b.WriteByte('\\')
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// nameText renders a Name in DER as text, the last part first.
+func nameText(der []byte) (string, error) {
+	s := cryptobyte.String(der)
+	var name cryptobyte.String
+	if !s.ReadASN1(&name, cbasn1.SEQUENCE) || !s.Empty() {
+		return "", fmt.Errorf("not a Name")
+	}
+	var parts []string
+	for !name.Empty() {
+		var set cryptobyte.String
+		if !name.ReadASN1(&set, cbasn1.SET) || set.Empty() {
+			return "", fmt.Errorf("RDN %d is not a set", len(parts)+1)
+		}
+		var values []string
+		for !set.Empty() {
+			var seq, value cryptobyte.String
+			var oid asn1.ObjectIdentifier
+			var tag cbasn1.Tag
+			if !set.ReadASN1(&seq, cbasn1.SEQUENCE) || !seq.ReadASN1ObjectIdentifier(&oid) || !seq.ReadAnyASN1(&value, &tag) || !seq.Empty() {
+				return "", fmt.Errorf("RDN %d is malformed", len(parts)+1)
+			}
+			values = append(values, attributeName(oid.String())+"="+escapeDN(decodeText(tag, value)))
+		}
+		parts = append(parts, strings.Join(values, "+"))
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, ","), nil
+}
+
+func attributeName(oid string) string {
+	for _, name := range []string{"CN", "SN", "SERIALNUMBER", "C", "L", "ST", "STREET", "O", "OU", "T", "G", "I", "DC", "UID", "E"} {
+		if nameAttributes[name].oid == oid {
+			return name
+		}
+	}
+	return oid
+}
+
+func decodeText(tag cbasn1.Tag, value []byte) string {
+	if tag == cbasn1.Tag(30) { // BMPString
+		var b strings.Builder
+		for i := 0; i+1 < len(value); i += 2 {
+			b.WriteRune(rune(value[i])<<8 | rune(value[i+1]))
+		}
+		return b.String()
+	}
+	return strings.ToValidUTF8(string(value), "\uFFFD")
+}
+
+// sanText lists general names for people. Names of a kind it does not know are refused.
+func sanText(der []byte) ([]string, error) {
+	s := cryptobyte.String(der)
+	var names cryptobyte.String
+	if !s.ReadASN1(&names, cbasn1.SEQUENCE) || !s.Empty() || names.Empty() {
+		return nil, fmt.Errorf("not a list of general names")
+	}
+	var out []string
+	for !names.Empty() {
+		var value cryptobyte.String
+		var tag cbasn1.Tag
+		if !names.ReadAnyASN1(&value, &tag) {
+			return nil, fmt.Errorf("general name %d is malformed", len(out)+1)
+		}
+		text, err := generalName(tag, value)
+		if err != nil {
+			return nil, fmt.Errorf("general name %d: %w", len(out)+1, err)
+		}
+		out = append(out, text)
+	}
+	return out, nil
+}
+
+func generalName(tag cbasn1.Tag, value cryptobyte.String) (string, error) {
+	ascii := func(kind string) (string, error) {
+		if len(value) == 0 || !isASCII(string(value)) {
+			return "", fmt.Errorf("%s is empty or not ASCII", kind)
+		}
+		return kind + ":" + string(value), nil
+	}
+	switch tag {
+	case cbasn1.Tag(1).ContextSpecific():
+		return ascii("email")
+	case cbasn1.Tag(2).ContextSpecific():
+		return ascii("dns")
+	case cbasn1.Tag(6).ContextSpecific():
+		if _, err := url.Parse(string(value)); err != nil {
+			return "", fmt.Errorf("uri: %w", err)
+		}
+		return ascii("uri")
+	case cbasn1.Tag(7).ContextSpecific():
+		if len(value) != 4 && len(value) != 16 {
+			return "", fmt.Errorf("ip address of %d octets", len(value))
+		}
+		return fmt.Sprintf("ip:%x", []byte(value)), nil
+	case cbasn1.Tag(0).ContextSpecific().Constructed():
+		var oid asn1.ObjectIdentifier
+		var wrapped, inner cryptobyte.String
+		var innerTag cbasn1.Tag
+		if !value.ReadASN1ObjectIdentifier(&oid) || !value.ReadASN1(&wrapped, cbasn1.Tag(0).ContextSpecific().Constructed()) ||
+			!value.Empty() || !wrapped.ReadAnyASN1(&inner, &innerTag) || !wrapped.Empty() {
+			return "", fmt.Errorf("other name is malformed")
+		}
+		if oid.String() == "1.3.6.1.4.1.311.20.2.3" {
+			return "upn:" + decodeText(innerTag, inner), nil
+		}
+		return "", fmt.Errorf("other name of type %s is not supported", oid)
+	}
+	return "", fmt.Errorf("kind %d is not supported", uint8(tag)&0x1f)
+}
+
+// addOtherName writes GeneralName otherName [0] { type, value [0] EXPLICIT } (RFC 5280 4.2.1.6).
+func addOtherName(b *cryptobyte.Builder, oid string, value cryptobyte.BuilderContinuation) {
+	constructed := cbasn1.Tag(0).ContextSpecific().Constructed()
+	b.AddASN1(constructed, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(mustOID(oid))
+		b.AddASN1(constructed, value)
+	})
+}
