@@ -8,6 +8,7 @@ package escrow
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -232,8 +233,8 @@ func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
 		return "RSA", k.N.BitLen()
-	case interface{ Params() any }:
-		return fmt.Sprintf("%T", k), 0
+	case *ecdsa.PublicKey:
+		return k.Params().Name, k.Params().BitSize
 	}
 	return fmt.Sprintf("%T", pub), 0
 }

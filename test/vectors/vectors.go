@@ -3,10 +3,18 @@
 package vectors
 
 import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
 // Dir returns the folder with the recordings. Where it is absent the test is skipped, unless the environment variable
@@ -65,4 +73,37 @@ func Requests(t testing.TB) map[string][]byte {
 		}
 	}
 	return out
+}
+
+// ExchangeCertificate returns the published exchange key of the recorded requests, with a certificate that has the issuer
+// and serial number by which the enclosed key names it. The original certificate was never published.
+func ExchangeCertificate(t testing.TB, enveloped []byte) (*x509.Certificate, *rsa.PrivateKey) {
+	t.Helper()
+	block, _ := pem.Decode(Read(t, "ejbca/exchange-key.pem"))
+	if block == nil {
+		t.Fatal("exchange-key.pem holds no PEM block")
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		if parsed, err = x509.ParsePKCS1PrivateKey(block.Bytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	key := parsed.(*rsa.PrivateKey)
+	e, err := wcce.ParseEnveloped(enveloped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer := &x509.Certificate{RawSubject: e.Recipients[0].Issuer}
+	template := &x509.Certificate{SerialNumber: e.Recipients[0].Serial, Subject: pkix.Name{CommonName: "Issuer2-Xchg"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
 }

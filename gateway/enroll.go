@@ -1,0 +1,340 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/ledger"
+	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates"
+)
+
+// Submission is a request as a listener received it.
+type Submission struct {
+	Caller    templates.Caller
+	CA        string // as the client named it
+	Transport string // "wstep"
+	Request   []byte // PKCS#10, CMC or PKCS#7
+	// Attributes came beside the request ([MS-WCCE] 2.2.2.7.10). Only CertificateTemplate is used: names in attributes
+	// would let a client choose its own subject.
+	Attributes []wcce.NameValue
+}
+
+// Reply is the answer to a submission or a poll.
+type Reply struct {
+	RequestID   int64
+	State       ledger.State
+	Message     string
+	Certificate *x509.Certificate // nil while pending
+	Full        []byte            // CMC full response
+}
+
+// Enroll takes one request through the whole journey. An error is what the client is told; the ledger has the request
+// then too, unless it could not even be read.
+func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err error) {
+	started := g.now()
+	defer func() { g.metrics.enrolled(reply, err, g.now().Sub(started)) }()
+
+	request, err := decode(s)
+	if err != nil {
+		return nil, err
+	}
+	ca, decision, err := g.decide(ctx, s, request)
+	if err != nil {
+		return nil, err
+	}
+	row := newRow(s, ca, request, decision)
+	if err := decision.Err(); err != nil {
+		return nil, g.deny(ctx, row, err)
+	}
+	record, err := g.openArchivedKey(ca, request, decision)
+	if err != nil {
+		return nil, g.deny(ctx, row, err)
+	}
+	if err := g.begin(ctx, row, record); err != nil {
+		return nil, err
+	}
+	if row.State == ledger.Pending {
+		return g.reply(ca, row)
+	}
+	return g.issue(ctx, ca, row)
+}
+
+// decode reads and verifies the request.
+func decode(s Submission) (*wcce.Request, error) {
+	request, err := wcce.ParseRequest(s.Request)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range s.Attributes {
+		if equalFold(a.Name, "CertificateTemplate") {
+			if err := request.NameTemplate(a.Value); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return request, nil
+}
+
+// decide asks policy. The error is a failure to decide; a refusal is in the decision.
+func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Request) (*CA, *templates.Decision, error) {
+	ca := g.CA(s.CA)
+	if ca == nil {
+		return nil, nil, hresult.New(hresult.InvalidArg, "there is no CA %q here", s.CA)
+	}
+	subject, err := g.Directory.Subject(ctx, s.Caller.SID)
+	if err != nil {
+		return nil, nil, err
+	}
+	decision := templates.Decide(templates.Input{
+		Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca),
+		Caller: s.Caller, Subject: subject, Template: templates.Reference(request.Template), Request: facts(request), Now: g.now(),
+	})
+	return ca, &decision, nil
+}
+
+// facts are what policy looks at.
+func facts(r *wcce.Request) *templates.Request {
+	f := &templates.Request{
+		CMC: r.Format == wcce.CMC, PublicKey: r.CSR.PublicKey, Subject: r.CSR.RawSubject,
+		ArchivedKey: r.Archived != nil, ArchivedHash: r.ArchivedHash, RejectArchival: r.ArchivedErr,
+		Renewal: r.Renewal, ExtraSigners: r.ExtraSigners(), RequestorName: r.Value("requestername"),
+	}
+	for _, e := range r.CSR.Extensions {
+		f.Extensions = append(f.Extensions, templates.Extension(e))
+	}
+	return f
+}
+
+func newRow(s Submission, ca *CA, request *wcce.Request, d *templates.Decision) *ledger.Row {
+	fingerprint := sha256.Sum256(s.Request)
+	row := &ledger.Row{
+		State: ledger.Open, Caller: s.Caller.Principal, CallerSID: s.Caller.SID, Template: d.Template, CA: ca.Name, Transport: s.Transport,
+		Fingerprint: fingerprint[:], CSR: request.CSR.Raw, Profile: d.Profile, Checks: d.Checks,
+	}
+	if d.Outcome == templates.Pend {
+		row.State, row.Message = ledger.Pending, messagePending
+	}
+	if d.Archive && request.Archived != nil {
+		row.Archived, row.KeyHash = true, request.Archived.Hash
+	}
+	return row
+}
+
+// deny records a refusal and returns the error for the client, with the request's number.
+func (g *Gateway) deny(ctx context.Context, row *ledger.Row, cause error) error {
+	e := hresult.From(cause)
+	row.State, row.HResult, row.Message, row.Archived = ledger.Denied, e.Code, e.ClientText(), false
+	id, err := g.Ledger.Begin(ctx, row, nil)
+	if err != nil {
+		return hresult.Wrap(hresult.ServerUnavailable, errors.Join(err, cause), "the request could not be recorded")
+	}
+	return &Refusal{RequestID: id, Err: e}
+}
+
+// Refusal is an error about a request that has a number.
+type Refusal struct {
+	RequestID int64
+	Err       *hresult.Error
+}
+
+func (r *Refusal) Error() string { return fmt.Sprintf("request %d: %v", r.RequestID, r.Err) }
+
+// Unwrap returns the error for the client.
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// openArchivedKey splits the private key off, proves it and seals it; nil where the template does not archive.
+func (g *Gateway) openArchivedKey(ca *CA, request *wcce.Request, d *templates.Decision) (*escrow.Record, error) {
+	if !d.Archive || request.Archived == nil {
+		return nil, nil
+	}
+	return g.Escrow.Open(ca.Name, request)
+}
+
+// begin makes the row and the sealed key durable, together, before any CA hears of the request: whatever happens from
+// here on, an archival certificate without its key in escrow cannot come to be.
+func (g *Gateway) begin(ctx context.Context, row *ledger.Row, record *escrow.Record) error {
+	id, err := g.Ledger.Begin(ctx, row, func(tx *sql.Tx, id int64) error {
+		if record == nil {
+			return nil
+		}
+		_, err := record.Insert(tx, g.now(), id, "gateway", row.Caller, row.Profile.SubjectText)
+		return err
+	})
+	if err != nil {
+		return hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be recorded; try again")
+	}
+	row.ID = id
+	return nil
+}
+
+// issue sends a row to its CA, checks what comes back, closes the row and makes the reply. It is safe to repeat.
+func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
+	order, err := orderOf(row)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := g.submit(ctx, ca, row, order)
+	if err != nil { // the answer is lost, not the request: the row stays and is resumed
+		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
+		row.State, row.Message = ledger.Waiting, messagePending
+		return g.reply(ca, row)
+	}
+	result := g.check(ctx, ca, order, answer)
+	switch err := g.Ledger.Finish(ctx, row.ID, "gateway", result); {
+	case err == nil:
+		row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
+		if result.Certificate != nil {
+			row.Certificate = result.Certificate.Raw
+		}
+	default: // somebody else finished it, or the disk failed: the ledger knows
+		if row, err = g.Ledger.Get(ctx, row.ID); err != nil {
+			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again for request %d", row.ID)
+		}
+	}
+	return g.reply(ca, row)
+}
+
+// orderOf is what the CA gets: the PKCS#10 request, never the message that the archived key was in.
+func orderOf(row *ledger.Row) (upstream.Order, error) {
+	csr, err := wcce.ParseCSR(row.CSR)
+	if err != nil {
+		return upstream.Order{}, fmt.Errorf("request %d: stored request: %w", row.ID, err)
+	}
+	return upstream.Order{
+		ID:  fmt.Sprintf("%d-%x", row.ID, row.Fingerprint),
+		CSR: csr.Raw, PublicKey: csr.PublicKey, Profile: row.Profile,
+	}, nil
+}
+
+func (g *Gateway) submit(ctx context.Context, ca *CA, row *ledger.Row, order upstream.Order) (upstream.Result, error) {
+	if row.State == ledger.Waiting {
+		return ca.Issuer.Find(ctx, order, row.CAToken)
+	}
+	return ca.Issuer.Submit(ctx, order)
+}
+
+// check turns the CA's answer into the row's result. A certificate that differs from the decision is not handed out.
+func (g *Gateway) check(ctx context.Context, ca *CA, order upstream.Order, answer upstream.Result) ledger.Result {
+	switch answer.State {
+	case upstream.Pending:
+		return ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: answer.Token}
+	case upstream.Refused:
+		return ledger.Result{State: ledger.Denied, HResult: hresult.BadRequestStatus, Message: "the CA refused the request: " + answer.Reason}
+	case upstream.Issued:
+	default:
+		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: "the CA does not know the order"}
+	}
+	if err := compare(order, answer.Certificate); err != nil {
+		text := fmt.Sprintf("the CA issued another certificate than decided: %v", err)
+		if err := ca.Issuer.Revoke(ctx, answer.Certificate.SerialNumber, reasonCessation); err != nil {
+			text += fmt.Sprintf("; and it could not be revoked: %v", err)
+		}
+		g.Log.WithField("order", order.ID).Error(text)
+		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: text}
+	}
+	return ledger.Result{State: ledger.Issued, Certificate: answer.Certificate, Message: messageIssued}
+}
+
+// The disposition messages of AD CS ([MS-WCCE] 3.2.1.4.2.1).
+const (
+	messageIssued  = "Issued"
+	messagePending = "Taken Under Submission"
+)
+
+const reasonCessation = 5 // cessationOfOperation (RFC 5280 5.3.1)
+
+// reply is the answer for a row: the certificate, or that it is pending, or the refusal.
+func (g *Gateway) reply(ca *CA, row *ledger.Row) (*Reply, error) {
+	r := &Reply{RequestID: row.ID, State: row.State, Message: row.Message}
+	response := wcce.Response{Text: row.Message, Chain: rootFirst(ca.Identity.Chain()), Signer: ca.Identity.Certificate()}
+	switch row.State {
+	case ledger.Issued:
+		cert, err := x509.ParseCertificate(row.Certificate)
+		if err != nil {
+			return nil, fmt.Errorf("request %d: stored certificate: %w", row.ID, err)
+		}
+		r.Certificate, r.Message = cert, messageIssued
+		response.Status, response.Text, response.Certificate = wcce.StatusIssued, messageIssued, cert
+		if row.Archived {
+			response.KeyHash = row.KeyHash
+		}
+	case ledger.Open, ledger.Pending, ledger.Approved, ledger.Waiting:
+		r.Message = messagePending
+		response.Status, response.Text = wcce.StatusPending, messagePending
+		response.RequestID, response.Received = strconv.FormatInt(row.ID, 10), row.Created
+		if row.Created.IsZero() {
+			response.Received = g.now()
+		}
+	default:
+		return nil, &Refusal{RequestID: row.ID, Err: hresult.New(row.HResult, "%s", row.Message)}
+	}
+	key, hash := ca.Identity.Signer()
+	var err error
+	if r.Full, err = wcce.FullResponse(response, key, hash); err != nil {
+		return nil, fmt.Errorf("request %d: response: %w", row.ID, err)
+	}
+	return r, nil
+}
+
+// Poll tells what became of a request. Only its own caller learns that it exists.
+func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID string) (*Reply, error) {
+	unknown := hresult.New(hresult.PropertyEmpty, "there is no request %q of yours", requestID)
+	id, err := strconv.ParseInt(requestID, 10, 64)
+	if err != nil {
+		return nil, unknown
+	}
+	row, err := g.Ledger.Get(ctx, id)
+	switch {
+	case errors.Is(err, ledger.ErrNotFound):
+		return nil, unknown
+	case err != nil:
+		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be looked up; try again")
+	case row.CallerSID != caller.SID:
+		return nil, unknown
+	}
+	ca := g.CA(row.CA)
+	if ca == nil {
+		return nil, hresult.New(hresult.ServerUnavailable, "CA %q is not configured any more", row.CA)
+	}
+	if row.State == ledger.Approved || row.State == ledger.Waiting {
+		return g.issue(ctx, ca, row)
+	}
+	return g.reply(ca, row)
+}
+
+// Resume finishes what a crash or an unreachable CA left behind, and what a manager has approved.
+func (g *Gateway) Resume(ctx context.Context) error {
+	rows, err := g.Ledger.Unfinished(ctx, 100)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		// A request that is being served right now is open too: leave it the time that it needs.
+		if row.State == ledger.Open && g.now().Sub(row.Updated) < resumeAfter {
+			continue
+		}
+		ca := g.CA(row.CA)
+		if ca == nil {
+			g.Log.WithField("request", row.ID).Errorf("cannot resume: CA %q is not configured any more", row.CA)
+			continue
+		}
+		if _, err := g.issue(ctx, ca, row); err != nil {
+			g.Log.WithError(err).WithField("request", row.ID).Warn("resumed request ended with an error")
+		} else {
+			g.Log.WithField("request", row.ID).Info("resumed request")
+		}
+	}
+	return nil
+}
+
+const resumeAfter = 30 * time.Second

@@ -1,0 +1,60 @@
+package gateway
+
+import (
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/ldapsync"
+	"github.com/sirupsen/logrus"
+)
+
+// newForest prepares the connection to the directory.
+func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Directory, error) {
+	d := cfg.Directory
+	c := ldapsync.Config{
+		Servers: d.Servers, StartTLS: d.StartTLS, CAFile: d.CAFile, Timeout: d.Timeout, Poll: d.Poll,
+	}
+	switch d.Bind.Method {
+	case "simple":
+		password, err := d.Bind.Password.Read()
+		if err != nil {
+			return nil, fmt.Errorf("directory.bind.password: %w", err)
+		}
+		c.Auth = ldapsync.Auth{Method: ldapsync.Simple, User: d.Bind.User, Password: string(password)}
+	default:
+		c.Auth = ldapsync.Auth{Method: ldapsync.GSSAPI, Principal: d.Bind.Principal, Keytab: d.Bind.Keytab, Krb5Conf: d.Krb5Conf}
+	}
+	return ldapsync.New(c, log.WithField("part", "directory"))
+}
+
+// ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.
+func (g *Gateway) ChainOf(name string) []*x509.Certificate {
+	if ca := g.CA(name); ca != nil {
+		return ca.Identity.Chain()
+	}
+	return nil
+}
+
+// Advice lists what in a valid configuration could be better.
+func (g *Gateway) Advice() []string {
+	advice := []string{}
+	note := func(when bool, format string, args ...any) {
+		if when {
+			advice = append(advice, fmt.Sprintf(format, args...))
+		}
+	}
+	c := g.Config
+	note(c.Kerberos.AllowRC4, "kerberos.allow_rc4: RC4 tickets can be cracked offline; set msDS-SupportedEncryptionTypes to 24 on the service account instead")
+	note(c.Directory.MaxAge == 0 || c.Directory.MaxAge > 7*24*time.Hour, "directory.max_age: decisions may rest on a directory that was read more than a week ago")
+	note(len(c.Directory.Servers) == 1, "directory.servers: with one domain controller enrollment stops when it does")
+	note(c.Listen.HTTP == "off", "listen.http: clients cannot fetch the embedded CA's revocation list")
+	for _, ca := range g.CAs {
+		end := ca.Identity.Certificate().NotAfter
+		note(time.Until(end) < 365*24*time.Hour, "CA %q: its certificate ends on %s, and certificates end with it", ca.Name, end.Format(time.DateOnly))
+	}
+	err := g.Escrow.Ready()
+	note(err != nil, "escrow: templates that archive keys are refused: %v", err)
+	return advice
+}

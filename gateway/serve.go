@@ -1,0 +1,298 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/kerberos"
+	"github.com/enrollgate/enrollgate/gateway/soap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Limits of the listeners. A ticket of a user in a thousand groups has 64 KiB, in base64 and with headers around it.
+const (
+	maxHeader       = 160 << 10
+	readHeaderTime  = 10 * time.Second
+	readTime        = 30 * time.Second
+	writeTime       = 60 * time.Second
+	idleTime        = 120 * time.Second
+	shutdownTime    = 10 * time.Second
+	housekeepPeriod = time.Second
+)
+
+// Run serves until ctx ends, then finishes the requests under way. ready is called once the listeners are open.
+func (g *Gateway) Run(ctx context.Context, ready func()) error {
+	if err := forbidCoreDumps(); err != nil {
+		return err
+	}
+	servers, err := g.listen()
+	if err != nil {
+		return err
+	}
+	g.metrics.watch(g)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { g.Forest.Run(ctx); return nil })
+	group.Go(func() error { g.housekeep(ctx); return nil })
+	for _, s := range servers {
+		group.Go(s.serve)
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
+		defer cancel()
+		var errs error
+		for _, s := range servers {
+			errs = errors.Join(errs, s.server.Shutdown(stop))
+		}
+		return errs
+	})
+	if ready != nil {
+		ready()
+	}
+	return group.Wait()
+}
+
+// forbidCoreDumps keeps private keys out of core files (invariant: a key in the clear is only in memory that is wiped).
+func forbidCoreDumps() error {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
+	return nil
+}
+
+type listener struct {
+	name   string
+	server *http.Server
+	l      net.Listener
+}
+
+func (s *listener) serve() error {
+	if err := s.server.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("%s listener: %w", s.name, err)
+	}
+	return nil
+}
+
+// listen opens every configured listener, so that a port in use is known before anything is served.
+func (g *Gateway) listen() (servers []*listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, s := range servers {
+				s.l.Close()
+			}
+		}
+	}()
+	open := func(name, address string, h http.Handler, config *tls.Config) error {
+		if address == "off" || err != nil {
+			return err
+		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return fmt.Errorf("%s listener: %w", name, err)
+		}
+		if config != nil {
+			l = tls.NewListener(l, config)
+		}
+		logger := g.Log.WriterLevel(5) // debug: TLS handshake errors of port scanners
+		servers = append(servers, &listener{name, &http.Server{
+			Handler: h, MaxHeaderBytes: maxHeader, ReadHeaderTimeout: readHeaderTime, ReadTimeout: readTime, WriteTimeout: writeTime, IdleTimeout: idleTime,
+			ErrorLog: stdLogger(logger),
+		}, l})
+		g.Log.WithField("address", l.Addr().String()).Infof("%s listener is open", name)
+		return nil
+	}
+	cfg := g.Config.Listen
+	if cfg.HTTPS != "off" {
+		cert, err := newCertificateFile(g.Config.TLS.Certificate, g.Config.TLS.Key)
+		if err != nil {
+			return nil, err
+		}
+		acceptor, err := g.newAcceptor(cert)
+		if err != nil {
+			return nil, err
+		}
+		if err := open("HTTPS", cfg.HTTPS, g.enrollmentHandler(acceptor), g.tlsConfig(cert)); err != nil {
+			return servers, err
+		}
+	}
+	if err := open("HTTP", cfg.HTTP, g.publicHandler(), nil); err != nil {
+		return servers, err
+	}
+	return servers, open("metrics", cfg.Metrics, g.metrics.handler(), nil)
+}
+
+func (g *Gateway) newAcceptor(cert *certificateFile) (*kerberos.Acceptor, error) {
+	k := g.Config.Kerberos
+	return kerberos.New(kerberos.Options{
+		KeytabFile: k.Keytab, SPNs: k.ServicePrincipals, Realms: k.Realms, AllowRC4: k.AllowRC4, MaxClockSkew: k.MaxClockSkew,
+		ServerCertificates: cert.leaves, Log: g.Log,
+	})
+}
+
+// enrollmentHandler serves XCEP and WSTEP. Probes without credentials are answered by the SOAP handler itself.
+func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor) http.Handler {
+	services := soap.NewHandler(backend{g}, soap.Options{Log: g.Log})
+	authenticated := acceptor.Middleware(services)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost:
+			authenticated.ServeHTTP(w, r)
+		case r.URL.Path == "/healthz":
+			g.health(w)
+		default:
+			services.ServeHTTP(w, r)
+		}
+	})
+}
+
+// health is for load balancers: 200 while decisions can be made.
+func (g *Gateway) health(w http.ResponseWriter) {
+	s := g.Directory.Snapshot()
+	if s == nil || g.Config.Directory.MaxAge > 0 && g.now().Sub(s.Taken) > g.Config.Directory.MaxAge {
+		http.Error(w, "the directory has not been read recently enough", http.StatusServiceUnavailable)
+		return
+	}
+	send(w, "text/plain; charset=utf-8", []byte("ok\n"))
+}
+
+func (g *Gateway) tlsConfig(cert *certificateFile) *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get, NextProtos: []string{"http/1.1"}}
+	if g.Config.TLS.MaxVersion == "1.2" {
+		c.MaxVersion = tls.VersionTLS12
+	}
+	return c
+}
+
+// publicHandler serves what relying parties fetch without TLS: revocation lists and CA certificates.
+func (g *Gateway) publicHandler() http.Handler {
+	mux := http.NewServeMux()
+	find := func(w http.ResponseWriter, r *http.Request, suffix string) *CA {
+		name, ok := strings.CutSuffix(r.PathValue("file"), suffix)
+		if ca := g.CA(name); ok && ca != nil && ca.Local != nil {
+			return ca
+		}
+		http.NotFound(w, r)
+		return nil
+	}
+	mux.HandleFunc("GET /crl/{file}", func(w http.ResponseWriter, r *http.Request) {
+		ca := find(w, r, ".crl")
+		if ca == nil {
+			return
+		}
+		crl, err := ca.Local.CRL(r.Context())
+		if err != nil {
+			g.Log.WithError(err).Error("the revocation list cannot be made")
+			http.Error(w, "the revocation list is not available; try again later", http.StatusServiceUnavailable)
+			return
+		}
+		send(w, "application/pkix-crl", crl)
+	})
+	mux.HandleFunc("GET /aia/{file}", func(w http.ResponseWriter, r *http.Request) {
+		if ca := find(w, r, ".crt"); ca != nil {
+			send(w, "application/pkix-cert", ca.Identity.Certificate().Raw)
+		}
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			http.Error(w, "enrollment is served over HTTPS only: use https://"+g.Config.PublicName+r.URL.Path, http.StatusForbidden)
+			return
+		}
+		http.NotFound(w, r)
+	})
+	return mux
+}
+
+func send(w http.ResponseWriter, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	_, _ = w.Write(body)
+}
+
+// housekeep keeps what other processes change current, makes exchange keys ahead of time and resumes requests.
+func (g *Gateway) housekeep(ctx context.Context) {
+	tick := time.NewTicker(housekeepPeriod)
+	defer tick.Stop()
+	for {
+		if err := g.Escrow.Refresh(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("the escrow cannot be read")
+		}
+		if g.Escrow.Ready() == nil {
+			for _, ca := range g.CAs {
+				if _, err := g.Escrow.Exchange(ctx, ca.Name, ca.Identity); err != nil && ctx.Err() == nil {
+					g.Log.WithError(err).Errorf("the exchange certificate of CA %q cannot be renewed", ca.Name)
+				}
+			}
+		}
+		if err := g.Resume(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("unfinished requests cannot be resumed")
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// certificateFile is the server certificate, read again when its file changes, so that it can be renewed without a restart.
+type certificateFile struct {
+	certPath, keyPath string
+
+	mu       sync.Mutex // guards the rest
+	cert     *tls.Certificate
+	modified time.Time
+	checked  time.Time
+}
+
+func newCertificateFile(certPath, keyPath string) (*certificateFile, error) {
+	f := &certificateFile{certPath: certPath, keyPath: keyPath}
+	_, err := f.get(nil)
+	return f, err
+}
+
+const certificateCheckPeriod = 10 * time.Second
+
+func (f *certificateFile) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cert != nil && time.Since(f.checked) < certificateCheckPeriod {
+		return f.cert, nil
+	}
+	f.checked = time.Now()
+	info, err := os.Stat(f.certPath)
+	if err == nil && f.cert != nil && info.ModTime().Equal(f.modified) {
+		return f.cert, nil
+	}
+	var cert tls.Certificate
+	if err == nil {
+		cert, err = tls.LoadX509KeyPair(f.certPath, f.keyPath)
+	}
+	switch {
+	case err == nil:
+		f.cert, f.modified = &cert, info.ModTime()
+	case f.cert == nil:
+		return nil, fmt.Errorf("TLS certificate: %w", err)
+	}
+	return f.cert, nil // a file that is just being replaced: keep the old one
+}
+
+// leaves gives the acceptor what channel bindings refer to.
+func (f *certificateFile) leaves() []*x509.Certificate {
+	cert, err := f.get(nil)
+	if err != nil || cert.Leaf == nil {
+		return nil
+	}
+	return []*x509.Certificate{cert.Leaf}
+}

@@ -1,0 +1,105 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/enrollgate/enrollgate/gateway/store"
+)
+
+func open(t testing.TB, path string) *store.DB {
+	t.Helper()
+	db, err := store.Open(context.Background(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func insert(serial string) func(*sql.Tx) error {
+	return func(tx *sql.Tx) error {
+		_, err := tx.Exec("INSERT INTO revocations (ca, serial, reason, revoked) VALUES ('x', ?, 0, 0)", serial)
+		return err
+	}
+}
+
+func count(t testing.TB, db *store.DB) (n int) {
+	t.Helper()
+	if err := db.SQL.QueryRow("SELECT count(*) FROM revocations").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestManyWritersShareTransactionsAndEachStandsAlone(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "a b%20", "test.db"))
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			err := db.Write(context.Background(), func(tx *sql.Tx) error {
+				if err := insert(string(rune('a'+i%26)) + strings.Repeat("x", i/26))(tx); err != nil {
+					return err
+				}
+				switch i % 4 {
+				case 1:
+					return errors.New("no")
+				case 2:
+					panic("oops")
+				}
+				return nil
+			})
+			if (err != nil) != (i%4 == 1 || i%4 == 2) {
+				t.Errorf("write %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := count(t, db); n != 100 {
+		t.Errorf("%d rows, want 100: a failed write must leave nothing", n)
+	}
+}
+
+func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	db := open(t, path)
+	if err := db.Write(context.Background(), insert("1")); err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	if err := db.Write(context.Background(), insert("2")); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("write after close: %v", err)
+	}
+	if n := count(t, open(t, path)); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v: others must not read the database", info.Mode(), err)
+	}
+}
+
+func TestTwoProcessesWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	a, b := open(t, path), open(t, path)
+	var wg sync.WaitGroup
+	for i := range 50 {
+		for name, db := range map[string]*store.DB{"a": a, "b": b} {
+			wg.Go(func() {
+				if err := db.Write(context.Background(), insert(name+strings.Repeat("1", i))); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if n := count(t, a); n != 100 {
+		t.Errorf("%d rows, want 100", n)
+	}
+}

@@ -1,0 +1,521 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"math/big"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/enrollgate/enrollgate/gateway/ledger"
+	"github.com/enrollgate/enrollgate/gateway/soap"
+	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/vectors"
+)
+
+func TestAnArchivedEnrollmentFromTicketToRecovery(t *testing.T) {
+	w := start(t)
+	alice := w.client(t, "alice")
+	p := alice.policy(t, "LabUserSMIME")
+	if p == nil || p.Archival == nil || !p.Enroll || !p.AutoEnroll {
+		t.Fatalf("alice is not offered the template: %+v", p)
+	}
+	exchange := alice.exchange(t)
+	if err := exchange.CheckSignatureFrom(w.CAs[0].Identity.Certificate()); err != nil {
+		t.Fatal(err)
+	}
+	der, key := request(t, "LabUserSMIME", exchange)
+	reply, err := alice.submit(t, der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := wcce.ParseResponse(reply.PKCS7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, err := wcce.ParseRequest(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if full.Status != wcce.StatusIssued || !bytes.Equal(full.KeyHash, sent.Archived.Hash) || !full.Signer.Equal(w.CAs[0].Identity.Certificate()) {
+		t.Errorf("response: status %d, key hash %x, signer %v", full.Status, full.KeyHash, full.Signer.Subject)
+	}
+	cert := testpki.Cert(t, reply.Certificate)
+	if !key.PublicKey.Equal(cert.PublicKey) || !full.Certificate.Equal(cert) {
+		t.Error("the certificate is for another key")
+	}
+	text, err := testpki.OpenSSL(t, cert.Raw, "x509", "-inform", "DER", "-noout", "-text", "-nameopt", "RFC2253")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"emailAddress=alice@lab.test,CN=Alice Archer,CN=Users,DC=lab,DC=test", "email:alice@lab.test", "E-mail Protection",
+		"Digital Signature, Key Encipherment", "1.3.6.1.4.1.311.25.2", "1.3.6.1.4.1.311.21.7", "http://enroll.lab.test/crl/LAB%20Issuing%20CA.crl"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the certificate lacks %q:\n%s", want, text)
+		}
+	}
+	entries, err := w.Escrow.List(background, "alice", 10)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%d archived keys, %v", len(entries), err)
+	}
+	got, err := w.Escrow.Recover(background, &entries[0], w.agentKey, w.agent, "test", "drill")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !key.Equal(got.Key) || !got.Certificate.Equal(cert) {
+		t.Error("another key was recovered")
+	}
+}
+
+func TestRefusalsSayWhy(t *testing.T) {
+	w := start(t)
+	exchange := w.client(t, "alice").exchange(t)
+	for account, want := range map[string]struct {
+		code hresult.Code
+		word string
+	}{
+		"bob":   {hresult.TemplateDenied, "Enroll right"},
+		"carol": {hresult.SubjectEmailRequired, "mail"},
+	} {
+		t.Run(account, func(t *testing.T) {
+			der, _ := request(t, "LabUserSMIME", exchange)
+			_, err := w.client(t, account).submit(t, der)
+			wantFault(t, err, want.code, want.word)
+		})
+	}
+	t.Run("a disabled account with an old ticket", func(t *testing.T) {
+		setControl := func(value string) {
+			m := ldap.NewModifyRequest("CN=Dave Draper,CN=Users,"+env("LAB_BASE_DN"), nil)
+			m.Replace("userAccountControl", []string{value})
+			if err := admin(t).Modify(m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		setControl("512")
+		t.Cleanup(func() { setControl("514") })
+		dave := w.client(t, "dave")
+		if dave.policy(t, "LabUserSMIME") == nil {
+			t.Fatal("dave is not offered the template while he is enabled")
+		}
+		setControl("514")
+		der, _ := request(t, "LabUserSMIME", exchange)
+		_, err := dave.submit(t, der)
+		wantFault(t, err, hresult.AccountDisabled, "disabled")
+	})
+	t.Run("nested groups count", func(t *testing.T) {
+		der, _ := request(t, "LabUserSMIME", exchange)
+		if _, err := w.client(t, "erin").submit(t, der); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("refused requests are recorded with their reason", func(t *testing.T) {
+		rows, err := w.Ledger.List(background, ledger.Denied, 10)
+		if err != nil || len(rows) < 3 {
+			t.Fatalf("%d rows, %v", len(rows), err)
+		}
+		for _, r := range rows {
+			if r.Message == "" || r.HResult == 0 || r.Archived {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
+}
+
+func TestPoliciesAreTailored(t *testing.T) {
+	w := start(t)
+	for account, want := range map[string][]string{
+		"alice":    {"LabUserAuth", "LabUserSMIME", "LabV4"},
+		"bob":      {"LabUserAuth", "LabV4"},
+		"helpdesk": {"LabEnrollmentAgent", "LabUserAuth", "LabV4", "LabWebServer"},
+		"WS1$":     {"LabMachine"},
+		"kra1":     {"LabKRA", "LabUserAuth", "LabV4"},
+	} {
+		t.Run(account, func(t *testing.T) {
+			c := w.client(t, account)
+			p, err := c.GetPolicies(background, c.cep, soap.GetPoliciesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, policy := range p.Policies {
+				got = append(got, policy.CommonName)
+			}
+			if strings.Join(got, " ") != strings.Join(want, " ") {
+				t.Errorf("offered %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+func TestAMachineEnrollsWithAPlainRequestAsLinuxClientsSend(t *testing.T) {
+	w := start(t)
+	csr, err := testpki.OpenSSL(t, nil, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", t.TempDir()+"/k", "-subj", "/CN=whatever",
+		"-addext", "1.3.6.1.4.1.311.20.2=ASN1:BMPSTRING:LabMachine", "-outform", "DER")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := w.client(t, "WS1$").submit(t, csr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := testpki.Cert(t, reply.Certificate)
+	if len(cert.DNSNames) != 1 || cert.DNSNames[0] != "ws1.lab.test" || cert.Subject.CommonName != "ws1.lab.test" {
+		t.Errorf("subject %q, names %v: they must come from the directory", cert.Subject, cert.DNSNames)
+	}
+	chain := x509.NewCertPool()
+	for _, c := range w.CAs[0].Identity.Chain() {
+		chain.AddCert(c)
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: w.roots, Intermediates: chain, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPendingRequestsWaitForAManager(t *testing.T) {
+	w := start(t)
+	helpdesk := w.client(t, "helpdesk")
+	submit := func() string {
+		csr, err := testpki.OpenSSL(t, nil, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", t.TempDir()+"/k", "-subj", "/CN=www.lab.test",
+			"-addext", "subjectAltName=DNS:www.lab.test", "-addext", "1.3.6.1.4.1.311.20.2=ASN1:BMPSTRING:LabWebServer", "-outform", "DER")
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply, err := helpdesk.submit(t, csr)
+		if err != nil || !reply.Pending || reply.RequestID == "" {
+			t.Fatalf("%+v, %v", reply, err)
+		}
+		if full, err := wcce.ParseResponse(reply.PKCS7); err != nil || full.Status != wcce.StatusPending || full.RequestID != reply.RequestID {
+			t.Errorf("%+v, %v", full, err)
+		}
+		return reply.RequestID
+	}
+	number := func(id string) int64 {
+		n, _ := new(big.Int).SetString(id, 10)
+		return n.Int64()
+	}
+	id := submit()
+	if reply, err := helpdesk.poll(t, id); err != nil || !reply.Pending {
+		t.Errorf("before the decision: %+v, %v", reply, err)
+	}
+	_, err := w.client(t, "alice").poll(t, id)
+	wantFault(t, err, hresult.PropertyEmpty)
+	if err := w.Ledger.Decide(background, number(id), "manager", true, ""); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := helpdesk.poll(t, id)
+	if err != nil || reply.Pending {
+		t.Fatalf("after the approval: %+v, %v", reply, err)
+	}
+	if cert := testpki.Cert(t, reply.Certificate); cert.Subject.CommonName != "www.lab.test" || len(cert.DNSNames) != 1 {
+		t.Errorf("%v %v", cert.Subject, cert.DNSNames)
+	}
+	id = submit()
+	if err := w.Ledger.Decide(background, number(id), "manager", false, "not this name"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = helpdesk.poll(t, id)
+	wantFault(t, err, hresult.AdminDeniedRequest, "not this name")
+	_, err = helpdesk.poll(t, "999999")
+	wantFault(t, err, hresult.PropertyEmpty)
+}
+
+func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
+	recorded := vectors.Read(t, "ejbca/user-enroll-1.cmc.der")
+	w := start(t)
+	parsed, err := wcce.ParseRequest(recorded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.addTemplate(t, "RecordedSMIME", parsed.Template)
+	alice := w.client(t, "alice")
+	_, err = alice.submit(t, recorded)
+	wantFault(t, err, hresult.BadRequestKeyArchival)
+
+	cert, key := vectors.ExchangeCertificate(t, parsed.Archived.Raw)
+	if err := w.Escrow.ImportExchange(background, caName, cert, key, time.Now().Add(time.Hour), "test"); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := alice.submit(t, recorded)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := wcce.ParseResponse(reply.PKCS7)
+	if err != nil || !bytes.Equal(full.KeyHash, parsed.Archived.Hash) {
+		t.Errorf("key hash %x, %v", full.KeyHash, err)
+	}
+	entries, err := w.Escrow.List(background, "alice", 10)
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%d archived keys, %v", len(entries), err)
+	}
+	got, err := w.Escrow.Recover(background, &entries[0], w.agentKey, w.agent, "test", "drill")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, ok := got.Key.(*rsa.PrivateKey); !ok || !k.PublicKey.Equal(parsed.CSR.PublicKey) || k.Validate() != nil {
+		t.Error("the recovered key is not that of the recorded request")
+	}
+}
+
+// addTemplate copies LabUserSMIME under another name and OID and offers it, as an administrator would.
+func (w *world) addTemplate(t testing.TB, name string, ref wcce.Template) {
+	t.Helper()
+	conn := admin(t)
+	base := "CN=Public Key Services,CN=Services," + env("LAB_CONFIG_DN")
+	res, err := conn.Search(ldap.NewSearchRequest("CN=LabUserSMIME,CN=Certificate Templates,"+base, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false,
+		"(objectClass=*)", []string{"*", "nTSecurityDescriptor"}, []ldap.Control{&ldap.ControlMicrosoftSDFlags{ControlValue: 4}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dn := "CN=" + name + ",CN=Certificate Templates," + base
+	add := ldap.NewAddRequest(dn, nil)
+	for _, a := range res.Entries[0].Attributes {
+		low := strings.ToLower(a.Name)
+		switch {
+		case low == "mspki-cert-template-oid":
+			add.Attribute(a.Name, []string{ref.OID})
+		case low == "revision":
+			add.Attribute(a.Name, []string{big.NewInt(int64(ref.Major)).String()})
+		case low == "mspki-template-minor-revision":
+			add.Attribute(a.Name, []string{big.NewInt(int64(ref.Minor)).String()})
+		case low == "objectclass":
+			add.Attribute(a.Name, []string{"pKICertificateTemplate"})
+		case strings.HasPrefix(low, "pki"), strings.HasPrefix(low, "mspki"), low == "flags", low == "ntsecuritydescriptor":
+			add.Attribute(a.Name, a.Values)
+		}
+	}
+	if err := conn.Add(add); err != nil {
+		t.Fatal(err)
+	}
+	offer := ldap.NewModifyRequest("CN="+caName+",CN=Enrollment Services,"+base, nil)
+	offer.Add("certificateTemplates", []string{name})
+	if err := conn.Modify(offer); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		undo := ldap.NewModifyRequest(offer.DN, nil)
+		undo.Delete("certificateTemplates", []string{name})
+		if err := conn.Modify(undo); err != nil {
+			t.Error(err)
+		}
+		if err := conn.Del(ldap.NewDelRequest(dn, nil)); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the new template in force", func() bool {
+		s := w.Directory.Snapshot()
+		return s.TemplateByOID(ref.OID) != nil && s.Service(caName).Offers(name)
+	})
+}
+
+func TestBadInputIsRefusedClearly(t *testing.T) {
+	w := start(t)
+	alice := w.client(t, "alice")
+	good, _ := request(t, "LabUserSMIME", alice.exchange(t))
+	parsed, err := wcce.ParseRequest(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(good)
+	flipped[bytes.Index(good, parsed.CSR.Raw)+100] ^= 4
+	foreign, _ := request(t, "LabUserSMIME", w.agent) // sealed to a key that is no exchange key
+	for name, c := range map[string]struct {
+		der  []byte
+		code hresult.Code
+		word string
+	}{
+		"a truncated request":        {good[:len(good)-7], hresult.InvalidMessageFormat, "malformed"},
+		"a flipped bit":              {flipped, hresult.InvalidData, ""},
+		"nothing":                    {[]byte{}, hresult.InvalidData, ""},
+		"an enclosed key for others": {foreign, hresult.BadRequestKeyArchival, "exchange"},
+		"an unknown template":        {first(request(t, "Nonsense", nil)), hresult.UnsupportedCertType, "Nonsense"},
+		"no enclosed key":            {first(request(t, "LabUserSMIME", nil)), hresult.ArchivedKeyRequired, "archived"},
+		"an unexpected key":          {first(request(t, "LabUserAuth", alice.exchange(t))), hresult.ArchivedKeyUnexpected, ""},
+		"a dangerous template":       {first(request(t, "LabVulnESC1", nil)), hresult.NotSupported, "dangerous"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := alice.submit(t, c.der)
+			if name == "nothing" {
+				if err == nil {
+					t.Error("accepted")
+				}
+				return
+			}
+			wantFault(t, err, c.code, c.word)
+		})
+	}
+	t.Run("a body that is too large", func(t *testing.T) {
+		if _, err := alice.submit(t, make([]byte, 3<<20)); err == nil {
+			t.Error("accepted")
+		}
+	})
+	t.Run("plain HTTP", func(t *testing.T) {
+		resp, err := http.Post("http://"+env("LAB_GATEWAY")+soap.DefaultCEPPath, "application/soap+xml", strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != http.StatusForbidden || !strings.Contains(string(body), "https://") {
+			t.Errorf("%s: %s", resp.Status, body)
+		}
+	})
+	t.Run("a ticket for another service", func(t *testing.T) {
+		token, err := alice.krb.Token("host/" + env("LAB_GATEWAY"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, body := w.postWith(t, alice.cep, token)
+		if status != http.StatusUnauthorized || !strings.Contains(body, "host/") {
+			t.Errorf("%d: %s", status, body)
+		}
+	})
+	t.Run("the escrow has nothing from all this", func(t *testing.T) {
+		if entries, err := w.Escrow.List(background, "", 10); err != nil || len(entries) != 0 {
+			t.Errorf("%d archived keys, %v", len(entries), err)
+		}
+	})
+}
+
+func first(der []byte, _ *rsa.PrivateKey) []byte { return der }
+
+// postWith sends a message with a ready-made token.
+func (w *world) postWith(t testing.TB, url string, token []byte) (int, string) {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodPost, url, strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Negotiate "+b64(token))
+	resp, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}}}).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(body)
+}
+
+func TestRevocationListAndCACertificateAreServedOverHTTP(t *testing.T) {
+	w := start(t)
+	reply, err := w.client(t, "alice").submit(t, first(request(t, "LabUserAuth", nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := testpki.Cert(t, reply.Certificate)
+	issuer := testpki.Cert(t, fetch(t, cert.IssuingCertificateURL[0]))
+	if err := cert.CheckSignatureFrom(issuer); err != nil {
+		t.Error(err)
+	}
+	if err := w.CAs[0].Issuer.Revoke(background, cert.SerialNumber, 1); err != nil {
+		t.Fatal(err)
+	}
+	crl, err := x509.ParseRevocationList(fetch(t, cert.CRLDistributionPoints[0]))
+	if err != nil || crl.CheckSignatureFrom(issuer) != nil || len(crl.RevokedCertificateEntries) != 1 {
+		t.Errorf("%+v, %v", crl, err)
+	}
+}
+
+func fetch(t testing.TB, url string) []byte {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, resp.Status, err)
+	}
+	return body
+}
+
+// wayward is a CA that issues something else than it was asked for, or gives no answer.
+type wayward struct {
+	upstream.Issuer
+	change  func(*upstream.Order)
+	fail    error
+	revoked *big.Int
+}
+
+func (c *wayward) Submit(ctx context.Context, o upstream.Order) (upstream.Result, error) {
+	if c.fail != nil {
+		return upstream.Result{}, c.fail
+	}
+	c.change(&o)
+	return c.Issuer.Submit(ctx, o)
+}
+
+func (c *wayward) Revoke(ctx context.Context, serial *big.Int, reason int) error {
+	c.revoked = serial
+	return c.Issuer.Revoke(ctx, serial, reason)
+}
+
+func TestACertificateThatDiffersFromTheDecisionIsNotHandedOut(t *testing.T) {
+	w := start(t)
+	ca := &wayward{Issuer: w.CAs[0].Issuer}
+	w.CAs[0].Issuer = ca
+	alice := w.client(t, "alice")
+	for name, change := range map[string]func(*upstream.Order){
+		"another subject":      func(o *upstream.Order) { o.Profile.Subject = []byte{0x30, 0} },
+		"a longer life":        func(o *upstream.Order) { o.Profile.NotAfter = o.Profile.NotAfter.AddDate(1, 0, 0) },
+		"a missing extension":  func(o *upstream.Order) { o.Profile.Extensions = o.Profile.Extensions[1:] },
+		"another key":          func(o *upstream.Order) { o.PublicKey = w.agent.PublicKey },
+		"a criticality change": func(o *upstream.Order) { o.Profile.Extensions[0].Critical = !o.Profile.Extensions[0].Critical },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca.change, ca.revoked = func(o *upstream.Order) {
+				p := o.Profile
+				p.Extensions = append(p.Extensions[:0:0], p.Extensions...)
+				o.Profile = p
+				change(o)
+			}, nil
+			_, err := alice.submit(t, first(request(t, "LabUserAuth", nil)))
+			wantFault(t, err, hresult.Unexpected, "another certificate than decided")
+			if ca.revoked == nil {
+				t.Error("it was not revoked")
+			}
+		})
+	}
+}
+
+func TestARequestWhoseCAGaveNoAnswerIsResumed(t *testing.T) {
+	w := start(t)
+	real := w.CAs[0].Issuer
+	w.CAs[0].Issuer = &wayward{Issuer: real, fail: os.ErrDeadlineExceeded}
+	alice := w.client(t, "alice")
+	der, key := request(t, "LabUserSMIME", alice.exchange(t))
+	reply, err := alice.submit(t, der)
+	if err != nil || !reply.Pending {
+		t.Fatalf("%+v, %v", reply, err)
+	}
+	rows, err := w.Ledger.Unfinished(background, 10)
+	if err != nil || len(rows) != 1 || !rows[0].Archived {
+		t.Fatalf("%v, %v", rows, err)
+	}
+	if entries, err := w.Escrow.List(background, "alice", 10); err != nil || len(entries) != 1 {
+		t.Errorf("%d archived keys before the certificate exists, %v: the key must be in escrow first", len(entries), err)
+	}
+	w.CAs[0].Issuer = real
+	if _, err := w.DB.SQL.Exec("UPDATE requests SET updated = updated - 60000"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the resumed request", func() bool {
+		reply, err = alice.poll(t, reply.RequestID)
+		return err == nil && !reply.Pending
+	})
+	if cert := testpki.Cert(t, reply.Certificate); !key.PublicKey.Equal(cert.PublicKey) {
+		t.Error("the certificate is for another key")
+	}
+}

@@ -1,0 +1,112 @@
+// Package testpki makes throw-away certificates and databases for tests.
+package testpki
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/store"
+	"github.com/enrollgate/enrollgate/gateway/upstream/local"
+)
+
+// RSA makes a key.
+func RSA(t testing.TB, bits int) *rsa.PrivateKey {
+	t.Helper()
+	k, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// DB opens a new database.
+func DB(t testing.TB) *store.DB {
+	t.Helper()
+	db, err := store.Open(context.Background(), filepath.Join(t.TempDir(), "test.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// CA makes an embedded CA with its own root certificate.
+func CA(t testing.TB, db *store.DB, now func() time.Time) *local.CA {
+	t.Helper()
+	key := RSA(t, 2048)
+	der, err := local.SelfSigned("Test CA", key, now(), 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := local.New(local.Options{Name: "Test CA", Certificate: Cert(t, der), Key: key, DB: db, Now: now,
+		CRLURLs: []string{"http://ca.test/ca.crl"}, AIAURLs: []string{"http://ca.test/ca.crt"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+// Cert parses DER.
+func Cert(t testing.TB, der []byte) *x509.Certificate {
+	t.Helper()
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Agent makes a key recovery agent: a key and a self-signed certificate with the agents' purpose.
+func Agent(t testing.TB, name string, from, to time.Time) (*rsa.PrivateKey, *x509.Certificate) {
+	t.Helper()
+	key := RSA(t, 2048)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to,
+		KeyUsage: x509.KeyUsageKeyEncipherment, UnknownExtKeyUsage: []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 21, 6}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, Cert(t, der)
+}
+
+// PEM writes a block to a new file and returns its path.
+func PEM(t testing.TB, kind string, der []byte) string {
+	t.Helper()
+	f, err := os.CreateTemp(t.TempDir(), "*.pem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := pem.Encode(f, &pem.Block{Type: kind, Bytes: der}); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// OpenSSL runs openssl with the given standard input and returns its standard output.
+func OpenSSL(t testing.TB, stdin []byte, args ...string) ([]byte, error) {
+	t.Helper()
+	cmd := exec.Command("openssl", args...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Logf("openssl %v: %v\n%s", args, err, stderr.String())
+		return stdout.Bytes(), err
+	}
+	return stdout.Bytes(), nil
+}
