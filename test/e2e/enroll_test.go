@@ -1,3 +1,4 @@
+// Package e2e tests the whole gateway from outside. Run it with: test/lab/lab.sh ns go test ./test/e2e/
 package e2e
 
 import (
@@ -6,6 +7,8 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"errors"
 	"io"
 	"math/big"
 	"net/http"
@@ -23,21 +26,50 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/vectors"
+	"github.com/enrollgate/enrollgate/test/world"
 )
 
+var background = context.Background()
+
+// wantFault requires a refusal with this code and these words.
+func wantFault(t testing.TB, err error, code hresult.Code, words ...string) {
+	t.Helper()
+	e, ok := errors.AsType[*hresult.Error](err)
+	if !ok || e.Code != code {
+		t.Errorf("error %v, want %v", err, code)
+		return
+	}
+	for _, word := range words {
+		if !strings.Contains(e.Error(), word) {
+			t.Errorf("error %q does not say %q", e.Error(), word)
+		}
+	}
+}
+
+// eventually waits for what the gateway does in the background.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("%s did not happen within 10 s", what)
+}
+
 func TestAnArchivedEnrollmentFromTicketToRecovery(t *testing.T) {
-	w := start(t)
-	alice := w.client(t, "alice")
-	p := alice.policy(t, "LabUserSMIME")
+	w := world.Start(t)
+	alice := w.Client(t, "alice")
+	p := alice.Policy(t, "LabUserSMIME")
 	if p == nil || p.Archival == nil || !p.Enroll || !p.AutoEnroll {
 		t.Fatalf("alice is not offered the template: %+v", p)
 	}
-	exchange := alice.exchange(t)
+	exchange := alice.Exchange(t)
 	if err := exchange.CheckSignatureFrom(w.CAs[0].Identity.Certificate()); err != nil {
 		t.Fatal(err)
 	}
-	der, key := request(t, "LabUserSMIME", exchange)
-	reply, err := alice.submit(t, der)
+	der, key := world.Request(t, "LabUserSMIME", exchange)
+	reply, err := alice.Submit(t, der)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +102,7 @@ func TestAnArchivedEnrollmentFromTicketToRecovery(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("%d archived keys, %v", len(entries), err)
 	}
-	got, err := w.Escrow.Recover(background, &entries[0], w.agentKey, w.agent, "test", "drill")
+	got, err := w.Escrow.Recover(background, &entries[0], w.AgentKey, w.Agent, "test", "drill")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +112,8 @@ func TestAnArchivedEnrollmentFromTicketToRecovery(t *testing.T) {
 }
 
 func TestRefusalsSayWhy(t *testing.T) {
-	w := start(t)
-	exchange := w.client(t, "alice").exchange(t)
+	w := world.Start(t)
+	exchange := w.Client(t, "alice").Exchange(t)
 	for account, want := range map[string]struct {
 		code hresult.Code
 		word string
@@ -90,33 +122,33 @@ func TestRefusalsSayWhy(t *testing.T) {
 		"carol": {hresult.SubjectEmailRequired, "mail"},
 	} {
 		t.Run(account, func(t *testing.T) {
-			der, _ := request(t, "LabUserSMIME", exchange)
-			_, err := w.client(t, account).submit(t, der)
+			der, _ := world.Request(t, "LabUserSMIME", exchange)
+			_, err := w.Client(t, account).Submit(t, der)
 			wantFault(t, err, want.code, want.word)
 		})
 	}
 	t.Run("a disabled account with an old ticket", func(t *testing.T) {
 		setControl := func(value string) {
-			m := ldap.NewModifyRequest("CN=Dave Draper,CN=Users,"+env("LAB_BASE_DN"), nil)
+			m := ldap.NewModifyRequest("CN=Dave Draper,CN=Users,"+world.Env("LAB_BASE_DN"), nil)
 			m.Replace("userAccountControl", []string{value})
-			if err := admin(t).Modify(m); err != nil {
+			if err := world.Admin(t).Modify(m); err != nil {
 				t.Fatal(err)
 			}
 		}
 		setControl("512")
 		t.Cleanup(func() { setControl("514") })
-		dave := w.client(t, "dave")
-		if dave.policy(t, "LabUserSMIME") == nil {
+		dave := w.Client(t, "dave")
+		if dave.Policy(t, "LabUserSMIME") == nil {
 			t.Fatal("dave is not offered the template while he is enabled")
 		}
 		setControl("514")
-		der, _ := request(t, "LabUserSMIME", exchange)
-		_, err := dave.submit(t, der)
+		der, _ := world.Request(t, "LabUserSMIME", exchange)
+		_, err := dave.Submit(t, der)
 		wantFault(t, err, hresult.AccountDisabled, "disabled")
 	})
 	t.Run("nested groups count", func(t *testing.T) {
-		der, _ := request(t, "LabUserSMIME", exchange)
-		if _, err := w.client(t, "erin").submit(t, der); err != nil {
+		der, _ := world.Request(t, "LabUserSMIME", exchange)
+		if _, err := w.Client(t, "erin").Submit(t, der); err != nil {
 			t.Error(err)
 		}
 	})
@@ -134,7 +166,7 @@ func TestRefusalsSayWhy(t *testing.T) {
 }
 
 func TestPoliciesAreTailored(t *testing.T) {
-	w := start(t)
+	w := world.Start(t)
 	for account, want := range map[string][]string{
 		"alice":    {"LabUserAuth", "LabUserSMIME", "LabV4"},
 		"bob":      {"LabUserAuth", "LabV4"},
@@ -143,8 +175,8 @@ func TestPoliciesAreTailored(t *testing.T) {
 		"kra1":     {"LabKRA", "LabUserAuth", "LabV4"},
 	} {
 		t.Run(account, func(t *testing.T) {
-			c := w.client(t, account)
-			p, err := c.GetPolicies(background, c.cep, soap.GetPoliciesRequest{})
+			c := w.Client(t, account)
+			p, err := c.GetPolicies(background, c.CEP, soap.GetPoliciesRequest{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -160,13 +192,13 @@ func TestPoliciesAreTailored(t *testing.T) {
 }
 
 func TestAMachineEnrollsWithAPlainRequestAsLinuxClientsSend(t *testing.T) {
-	w := start(t)
+	w := world.Start(t)
 	csr, err := testpki.OpenSSL(t, nil, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", t.TempDir()+"/k", "-subj", "/CN=whatever",
 		"-addext", "1.3.6.1.4.1.311.20.2=ASN1:BMPSTRING:LabMachine", "-outform", "DER")
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply, err := w.client(t, "WS1$").submit(t, csr)
+	reply, err := w.Client(t, "WS1$").Submit(t, csr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,21 +210,21 @@ func TestAMachineEnrollsWithAPlainRequestAsLinuxClientsSend(t *testing.T) {
 	for _, c := range w.CAs[0].Identity.Chain() {
 		chain.AddCert(c)
 	}
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: w.roots, Intermediates: chain, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: w.Roots, Intermediates: chain, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestPendingRequestsWaitForAManager(t *testing.T) {
-	w := start(t)
-	helpdesk := w.client(t, "helpdesk")
+	w := world.Start(t)
+	helpdesk := w.Client(t, "helpdesk")
 	submit := func() string {
 		csr, err := testpki.OpenSSL(t, nil, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", t.TempDir()+"/k", "-subj", "/CN=www.lab.test",
 			"-addext", "subjectAltName=DNS:www.lab.test", "-addext", "1.3.6.1.4.1.311.20.2=ASN1:BMPSTRING:LabWebServer", "-outform", "DER")
 		if err != nil {
 			t.Fatal(err)
 		}
-		reply, err := helpdesk.submit(t, csr)
+		reply, err := helpdesk.Submit(t, csr)
 		if err != nil || !reply.Pending || reply.RequestID == "" {
 			t.Fatalf("%+v, %v", reply, err)
 		}
@@ -206,15 +238,15 @@ func TestPendingRequestsWaitForAManager(t *testing.T) {
 		return n.Int64()
 	}
 	id := submit()
-	if reply, err := helpdesk.poll(t, id); err != nil || !reply.Pending {
+	if reply, err := helpdesk.Poll(t, id); err != nil || !reply.Pending {
 		t.Errorf("before the decision: %+v, %v", reply, err)
 	}
-	_, err := w.client(t, "alice").poll(t, id)
+	_, err := w.Client(t, "alice").Poll(t, id)
 	wantFault(t, err, hresult.PropertyEmpty)
 	if err := w.Ledger.Decide(background, number(id), "manager", true, ""); err != nil {
 		t.Fatal(err)
 	}
-	reply, err := helpdesk.poll(t, id)
+	reply, err := helpdesk.Poll(t, id)
 	if err != nil || reply.Pending {
 		t.Fatalf("after the approval: %+v, %v", reply, err)
 	}
@@ -225,29 +257,29 @@ func TestPendingRequestsWaitForAManager(t *testing.T) {
 	if err := w.Ledger.Decide(background, number(id), "manager", false, "not this name"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = helpdesk.poll(t, id)
+	_, err = helpdesk.Poll(t, id)
 	wantFault(t, err, hresult.AdminDeniedRequest, "not this name")
-	_, err = helpdesk.poll(t, "999999")
+	_, err = helpdesk.Poll(t, "999999")
 	wantFault(t, err, hresult.PropertyEmpty)
 }
 
 func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
 	recorded := vectors.Read(t, "ejbca/user-enroll-1.cmc.der")
-	w := start(t)
+	w := world.Start(t)
 	parsed, err := wcce.ParseRequest(recorded)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.addTemplate(t, "RecordedSMIME", parsed.Template)
-	alice := w.client(t, "alice")
-	_, err = alice.submit(t, recorded)
+	addTemplate(t, w, "RecordedSMIME", parsed.Template)
+	alice := w.Client(t, "alice")
+	_, err = alice.Submit(t, recorded)
 	wantFault(t, err, hresult.BadRequestKeyArchival)
 
 	cert, key := vectors.ExchangeCertificate(t, parsed.Archived.Raw)
-	if err := w.Escrow.ImportExchange(background, caName, cert, key, time.Now().Add(time.Hour), "test"); err != nil {
+	if err := w.Escrow.ImportExchange(background, world.CAName, cert, key, time.Now().Add(time.Hour), "test"); err != nil {
 		t.Fatal(err)
 	}
-	reply, err := alice.submit(t, recorded)
+	reply, err := alice.Submit(t, recorded)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +291,7 @@ func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("%d archived keys, %v", len(entries), err)
 	}
-	got, err := w.Escrow.Recover(background, &entries[0], w.agentKey, w.agent, "test", "drill")
+	got, err := w.Escrow.Recover(background, &entries[0], w.AgentKey, w.Agent, "test", "drill")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,10 +301,10 @@ func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
 }
 
 // addTemplate copies LabUserSMIME under another name and OID and offers it, as an administrator would.
-func (w *world) addTemplate(t testing.TB, name string, ref wcce.Template) {
+func addTemplate(t testing.TB, w *world.World, name string, ref wcce.Template) {
 	t.Helper()
-	conn := admin(t)
-	base := "CN=Public Key Services,CN=Services," + env("LAB_CONFIG_DN")
+	conn := world.Admin(t)
+	base := "CN=Public Key Services,CN=Services," + world.Env("LAB_CONFIG_DN")
 	res, err := conn.Search(ldap.NewSearchRequest("CN=LabUserSMIME,CN=Certificate Templates,"+base, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false,
 		"(objectClass=*)", []string{"*", "nTSecurityDescriptor"}, []ldap.Control{&ldap.ControlMicrosoftSDFlags{ControlValue: 4}}))
 	if err != nil {
@@ -298,7 +330,7 @@ func (w *world) addTemplate(t testing.TB, name string, ref wcce.Template) {
 	if err := conn.Add(add); err != nil {
 		t.Fatal(err)
 	}
-	offer := ldap.NewModifyRequest("CN="+caName+",CN=Enrollment Services,"+base, nil)
+	offer := ldap.NewModifyRequest("CN="+world.CAName+",CN=Enrollment Services,"+base, nil)
 	offer.Add("certificateTemplates", []string{name})
 	if err := conn.Modify(offer); err != nil {
 		t.Fatal(err)
@@ -315,21 +347,21 @@ func (w *world) addTemplate(t testing.TB, name string, ref wcce.Template) {
 	})
 	eventually(t, "the new template in force", func() bool {
 		s := w.Directory.Snapshot()
-		return s.TemplateByOID(ref.OID) != nil && s.Service(caName).Offers(name)
+		return s.TemplateByOID(ref.OID) != nil && s.Service(world.CAName).Offers(name)
 	})
 }
 
 func TestBadInputIsRefusedClearly(t *testing.T) {
-	w := start(t)
-	alice := w.client(t, "alice")
-	good, _ := request(t, "LabUserSMIME", alice.exchange(t))
+	w := world.Start(t)
+	alice := w.Client(t, "alice")
+	good, _ := world.Request(t, "LabUserSMIME", alice.Exchange(t))
 	parsed, err := wcce.ParseRequest(good)
 	if err != nil {
 		t.Fatal(err)
 	}
 	flipped := bytes.Clone(good)
 	flipped[bytes.Index(good, parsed.CSR.Raw)+100] ^= 4
-	foreign, _ := request(t, "LabUserSMIME", w.agent) // sealed to a key that is no exchange key
+	foreign, _ := world.Request(t, "LabUserSMIME", w.Agent) // sealed to a key that is no exchange key
 	for name, c := range map[string]struct {
 		der  []byte
 		code hresult.Code
@@ -339,13 +371,13 @@ func TestBadInputIsRefusedClearly(t *testing.T) {
 		"a flipped bit":              {flipped, hresult.InvalidData, ""},
 		"nothing":                    {[]byte{}, hresult.InvalidData, ""},
 		"an enclosed key for others": {foreign, hresult.BadRequestKeyArchival, "exchange"},
-		"an unknown template":        {first(request(t, "Nonsense", nil)), hresult.UnsupportedCertType, "Nonsense"},
-		"no enclosed key":            {first(request(t, "LabUserSMIME", nil)), hresult.ArchivedKeyRequired, "archived"},
-		"an unexpected key":          {first(request(t, "LabUserAuth", alice.exchange(t))), hresult.ArchivedKeyUnexpected, ""},
-		"a dangerous template":       {first(request(t, "LabVulnESC1", nil)), hresult.NotSupported, "dangerous"},
+		"an unknown template":        {first(world.Request(t, "Nonsense", nil)), hresult.UnsupportedCertType, "Nonsense"},
+		"no enclosed key":            {first(world.Request(t, "LabUserSMIME", nil)), hresult.ArchivedKeyRequired, "archived"},
+		"an unexpected key":          {first(world.Request(t, "LabUserAuth", alice.Exchange(t))), hresult.ArchivedKeyUnexpected, ""},
+		"a dangerous template":       {first(world.Request(t, "LabVulnESC1", nil)), hresult.NotSupported, "dangerous"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := alice.submit(t, c.der)
+			_, err := alice.Submit(t, c.der)
 			if name == "nothing" {
 				if err == nil {
 					t.Error("accepted")
@@ -356,12 +388,12 @@ func TestBadInputIsRefusedClearly(t *testing.T) {
 		})
 	}
 	t.Run("a body that is too large", func(t *testing.T) {
-		if _, err := alice.submit(t, make([]byte, 3<<20)); err == nil {
+		if _, err := alice.Submit(t, make([]byte, 3<<20)); err == nil {
 			t.Error("accepted")
 		}
 	})
 	t.Run("plain HTTP", func(t *testing.T) {
-		resp, err := http.Post("http://"+env("LAB_GATEWAY")+soap.DefaultCEPPath, "application/soap+xml", strings.NewReader("x"))
+		resp, err := http.Post("http://"+world.Env("LAB_GATEWAY")+soap.DefaultCEPPath, "application/soap+xml", strings.NewReader("x"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -372,11 +404,11 @@ func TestBadInputIsRefusedClearly(t *testing.T) {
 		}
 	})
 	t.Run("a ticket for another service", func(t *testing.T) {
-		token, err := alice.krb.Token("host/" + env("LAB_GATEWAY"))
+		token, err := alice.Kerberos.Token("host/" + world.Env("LAB_GATEWAY"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		status, body := w.postWith(t, alice.cep, token)
+		status, body := postWith(t, w, alice.CEP, token)
 		if status != http.StatusUnauthorized || !strings.Contains(body, "host/") {
 			t.Errorf("%d: %s", status, body)
 		}
@@ -391,14 +423,14 @@ func TestBadInputIsRefusedClearly(t *testing.T) {
 func first(der []byte, _ *rsa.PrivateKey) []byte { return der }
 
 // postWith sends a message with a ready-made token.
-func (w *world) postWith(t testing.TB, url string, token []byte) (int, string) {
+func postWith(t testing.TB, w *world.World, url string, token []byte) (int, string) {
 	t.Helper()
 	req, err := http.NewRequest(http.MethodPost, url, strings.NewReader("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Negotiate "+b64(token))
-	resp, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.roots}}}).Do(req)
+	req.Header.Set("Authorization", "Negotiate "+base64.StdEncoding.EncodeToString(token))
+	resp, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.Roots}}}).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -408,8 +440,8 @@ func (w *world) postWith(t testing.TB, url string, token []byte) (int, string) {
 }
 
 func TestRevocationListAndCACertificateAreServedOverHTTP(t *testing.T) {
-	w := start(t)
-	reply, err := w.client(t, "alice").submit(t, first(request(t, "LabUserAuth", nil)))
+	w := world.Start(t)
+	reply, err := w.Client(t, "alice").Submit(t, first(world.Request(t, "LabUserAuth", nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -463,15 +495,15 @@ func (c *wayward) Revoke(ctx context.Context, serial *big.Int, reason int) error
 }
 
 func TestACertificateThatDiffersFromTheDecisionIsNotHandedOut(t *testing.T) {
-	w := start(t)
+	w := world.Start(t)
 	ca := &wayward{Issuer: w.CAs[0].Issuer}
 	w.CAs[0].Issuer = ca
-	alice := w.client(t, "alice")
+	alice := w.Client(t, "alice")
 	for name, change := range map[string]func(*upstream.Order){
 		"another subject":      func(o *upstream.Order) { o.Profile.Subject = []byte{0x30, 0} },
 		"a longer life":        func(o *upstream.Order) { o.Profile.NotAfter = o.Profile.NotAfter.AddDate(1, 0, 0) },
 		"a missing extension":  func(o *upstream.Order) { o.Profile.Extensions = o.Profile.Extensions[1:] },
-		"another key":          func(o *upstream.Order) { o.PublicKey = w.agent.PublicKey },
+		"another key":          func(o *upstream.Order) { o.PublicKey = w.Agent.PublicKey },
 		"a criticality change": func(o *upstream.Order) { o.Profile.Extensions[0].Critical = !o.Profile.Extensions[0].Critical },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -481,7 +513,7 @@ func TestACertificateThatDiffersFromTheDecisionIsNotHandedOut(t *testing.T) {
 				o.Profile = p
 				change(o)
 			}, nil
-			_, err := alice.submit(t, first(request(t, "LabUserAuth", nil)))
+			_, err := alice.Submit(t, first(world.Request(t, "LabUserAuth", nil)))
 			wantFault(t, err, hresult.Unexpected, "another certificate than decided")
 			if ca.revoked == nil {
 				t.Error("it was not revoked")
@@ -491,12 +523,12 @@ func TestACertificateThatDiffersFromTheDecisionIsNotHandedOut(t *testing.T) {
 }
 
 func TestARequestWhoseCAGaveNoAnswerIsResumed(t *testing.T) {
-	w := start(t)
+	w := world.Start(t)
 	real := w.CAs[0].Issuer
 	w.CAs[0].Issuer = &wayward{Issuer: real, fail: os.ErrDeadlineExceeded}
-	alice := w.client(t, "alice")
-	der, key := request(t, "LabUserSMIME", alice.exchange(t))
-	reply, err := alice.submit(t, der)
+	alice := w.Client(t, "alice")
+	der, key := world.Request(t, "LabUserSMIME", alice.Exchange(t))
+	reply, err := alice.Submit(t, der)
 	if err != nil || !reply.Pending {
 		t.Fatalf("%+v, %v", reply, err)
 	}
@@ -512,7 +544,7 @@ func TestARequestWhoseCAGaveNoAnswerIsResumed(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the resumed request", func() bool {
-		reply, err = alice.poll(t, reply.RequestID)
+		reply, err = alice.Poll(t, reply.RequestID)
 		return err == nil && !reply.Pending
 	})
 	if cert := testpki.Cert(t, reply.Certificate); !key.PublicKey.Equal(cert.PublicKey) {

@@ -1,0 +1,142 @@
+// Package bench measures what an enrollment costs, as ratios to the bare cryptography that it needs, taken in one run.
+// make bench runs it in the lab. No test here asserts a time.
+package bench
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/gateway/soap"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/world"
+)
+
+var background = context.Background()
+
+// cpu is the processor time of this process so far.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// measure runs do n times in parallel and returns processor time and wall time per run.
+func measure(n int, do func(i int)) (perRun, wall time.Duration) {
+	runtime.GC()
+	start, begin := cpu(), time.Now()
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range 16 {
+		wg.Go(func() {
+			for i := range next {
+				do(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return (cpu() - start) / time.Duration(n), time.Since(begin) / time.Duration(n)
+}
+
+const runs = 400
+
+// BenchmarkEnrollment compares enrollments through the whole journey (decode, decide, archive, ledger, issue, reply) with
+// the cryptographic operations that no implementation can leave out.
+func BenchmarkEnrollment(b *testing.B) {
+	w := world.Start(b)
+	alice := w.Client(b, "alice")
+	exchange := alice.Exchange(b)
+	subject, err := w.Forest.SubjectByName(background, "alice")
+	if err != nil {
+		b.Fatal(err)
+	}
+	caller := templates.Caller{Principal: "alice@LAB.TEST", SID: subject.SID, Groups: subject.Groups}
+	submit := func(der []byte) {
+		if _, err := w.Enroll(background, gateway.Submission{Caller: caller, CA: world.CAName, Transport: "bench", Request: der}); err != nil {
+			b.Error(err)
+		}
+	}
+	archived, plain := make([][]byte, runs), make([][]byte, runs)
+	measure(runs, func(i int) {
+		archived[i], _ = world.Request(b, "LabUserSMIME", exchange)
+		plain[i], _ = world.Request(b, "LabUserAuth", nil)
+	})
+	for range b.N {
+		o := operations(b, archived[0])
+		report := func(name string, requests [][]byte, bare time.Duration) {
+			perRun, wall := measure(runs, func(i int) { submit(requests[i]) })
+			fmt.Printf("%-22s %8.2f ms CPU  bare cryptography %6.2f ms  ratio %.2f  (%.0f/s on %d cores, with one durable ledger)\n",
+				name, ms(perRun), ms(bare), float64(perRun)/float64(bare), float64(time.Second)/float64(wall), runtime.NumCPU())
+			b.ReportMetric(float64(perRun)/float64(bare), name+"-ratio")
+		}
+		fmt.Printf("\nRSA-2048: private operation %.3f ms, public %.3f ms\n", ms(o.private), ms(o.public))
+		// Archived: decrypt; verify CMC and PKCS#10; sign certificate and response.
+		report("archived", archived, 3*o.private+2*o.public)
+		// Plain: verify CMC and PKCS#10; sign certificate and response.
+		report("plain", plain, 2*o.private+2*o.public)
+		break
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+type cost struct{ private, public time.Duration }
+
+// operations measures the bare RSA operations, in parallel as the enrollments are.
+func operations(b *testing.B, der []byte) cost {
+	r, err := wcce.ParseRequest(der)
+	if err != nil {
+		b.Fatal(err)
+	}
+	key := testpki.RSA(b, 2048)
+	digest := sha256.Sum256(r.CSR.RawInfo)
+	signature, err := key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var c cost
+	c.private, _ = measure(runs, func(int) {
+		if _, err := key.Sign(rand.Reader, digest[:], crypto.SHA256); err != nil {
+			b.Error(err)
+		}
+	})
+	c.public, _ = measure(runs, func(int) {
+		if err := rsa.VerifyPKCS1v15(&key.PublicKey, crypto.SHA256, digest[:], signature); err != nil {
+			b.Error(err)
+		}
+	})
+	return c
+}
+
+// BenchmarkGetPolicies answers GetPolicies from the cache, as for callers with the same rights.
+func BenchmarkGetPolicies(b *testing.B) {
+	w := world.Start(b)
+	subject, err := w.Forest.SubjectByName(background, "alice")
+	if err != nil {
+		b.Fatal(err)
+	}
+	caller := templates.Caller{SID: subject.SID, Groups: subject.Groups}
+	for b.Loop() {
+		p, err := w.Policies(background, caller, soap.GetPoliciesRequest{})
+		if err != nil || len(p.Encode()) == 0 {
+			b.Fatal(err)
+		}
+	}
+}

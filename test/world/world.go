@@ -1,0 +1,234 @@
+// Package world runs the whole gateway for tests against the lab's Active Directory: tickets from its KDC, templates and
+// groups from its directory, TLS, the real database. Start it with Start, talk to it with Client.
+package world
+
+import (
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-ldap/ldap/v3"
+
+	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/gateway/kerberos"
+	"github.com/enrollgate/enrollgate/gateway/soap"
+	"github.com/enrollgate/enrollgate/gateway/upstream/local"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/test/testpki"
+)
+
+// CAName is how the lab publishes its CA.
+const CAName = "LAB Issuing CA"
+
+var background = context.Background()
+
+// Lab skips where there is no domain controller.
+func Lab(t testing.TB) {
+	t.Helper()
+	if os.Getenv("LAB_DC") == "" {
+		t.Skip("needs the lab: run test/lab/lab.sh ns go test ./...")
+	}
+}
+
+// Env is a variable of the lab.
+func Env(name string) string { return os.Getenv(name) }
+
+// World is a running gateway with one recovery agent.
+type World struct {
+	*gateway.Gateway
+	AgentKey *rsa.PrivateKey
+	Agent    *x509.Certificate
+	Roots    *x509.CertPool
+	dir      string
+}
+
+// Start runs a gateway as serve does.
+func Start(t testing.TB) *World {
+	t.Helper()
+	Lab(t)
+	w := &World{dir: t.TempDir(), Roots: x509.NewCertPool()}
+	pemText, err := os.ReadFile(Env("LAB_CA_PEM"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Roots.AppendCertsFromPEM(pemText)
+	cfg, err := config.Load(w.writeConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := gateway.NewLogger(cfg.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.Gateway, err = gateway.New(background, cfg, log); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Forest.Refresh(background); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(background)
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- w.Run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-ended:
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		w.Close()
+	})
+	w.AgentKey, w.Agent = testpki.Agent(t, "kra", time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0))
+	if err := w.Escrow.AddAgent(background, w.Agent, "test"); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *World) writeConfig(t testing.TB) string {
+	t.Helper()
+	key, err := os.ReadFile(Env("LAB_ISSUING_CA_KEY"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(key)
+	signer, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypted, err := local.EncryptKey(signer.(crypto.Signer), []byte("passphrase"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf(`
+data: %s
+public_name: %s
+listen: {https: "%[3]s:443", http: "%[3]s:80", metrics: "off"}
+tls: {certificate: %[4]s, key: %[5]s}
+kerberos: {keytab: %[6]s, service_principals: ["HTTP/%[2]s"]}
+directory:
+  servers: ["%[7]s"]
+  krb5_conf: %[8]s
+  bind: {method: gssapi, principal: svc-enroll}
+  poll: 200ms
+cas:
+  - name: %[9]s
+    local: {certificate: %[10]s, key: ca.key, passphrase: {file: pass}}
+log: {level: error, format: text}
+`, filepath.Join(w.dir, "data"), Env("LAB_GATEWAY"), Env("LAB_GW_IP"), Env("LAB_TLS_PEM"), Env("LAB_TLS_KEY"), Env("LAB_KEYTAB_SVC"),
+		Env("LAB_LDAP_URL"), Env("KRB5_CONFIG"), CAName, Env("LAB_ISSUING_CA_PEM"))
+	path := filepath.Join(w.dir, "enrollgate.yaml")
+	for name, content := range map[string][]byte{"ca.key": encrypted, "pass": []byte("passphrase\n"), "enrollgate.yaml": []byte(text)} {
+		if err := os.WriteFile(filepath.Join(w.dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+// Client is a SOAP client with an account's ticket.
+type Client struct {
+	soap.Client
+	Kerberos *kerberos.Client
+	CES      string // address of the enrollment service
+	CEP      string // address of the policy service
+}
+
+// Client logs an account on with the lab's password.
+func (w *World) Client(t testing.TB, account string) *Client {
+	t.Helper()
+	krb, err := kerberos.NewClient(kerberos.ClientOptions{Principal: account + "@" + Env("LAB_REALM"), Password: Env("LAB_PASSWORD"), ConfigFile: Env("KRB5_CONFIG")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(krb.Close)
+	base := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.Roots}}
+	t.Cleanup(base.CloseIdleConnections)
+	origin := "https://" + Env("LAB_GATEWAY")
+	return &Client{Client: soap.Client{HTTP: &http.Client{Transport: krb.Transport(base), Timeout: 20 * time.Second}}, Kerberos: krb,
+		CES: origin + strings.ReplaceAll(soap.CESPath(CAName), " ", "%20"), CEP: origin + soap.DefaultCEPPath}
+}
+
+// Submit sends a request.
+func (c *Client) Submit(t testing.TB, der []byte) (*soap.TokenReply, error) {
+	t.Helper()
+	return c.RequestToken(background, c.CES, soap.TokenRequest{Kind: soap.Issue, Token: der})
+}
+
+// Poll asks what became of a request.
+func (c *Client) Poll(t testing.TB, id string) (*soap.TokenReply, error) {
+	t.Helper()
+	return c.RequestToken(background, c.CES, soap.TokenRequest{Kind: soap.QueryTokenStatus, RequestID: id})
+}
+
+// Exchange fetches the exchange certificate as a client does.
+func (c *Client) Exchange(t testing.TB) *x509.Certificate {
+	t.Helper()
+	der, err := c.KeyExchange(background, c.CES)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testpki.Cert(t, der)
+}
+
+// Policy finds a template in what the caller is offered; nil where it is not.
+func (c *Client) Policy(t testing.TB, template string) *soap.Policy {
+	t.Helper()
+	p, err := c.GetPolicies(background, c.CEP, soap.GetPoliciesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(p.Policies, func(p soap.Policy) bool { return p.CommonName == template })
+	if i < 0 {
+		return nil
+	}
+	return &p.Policies[i]
+}
+
+// Request builds a CMC request for a template by name; exchange nil leaves the key out.
+func Request(t testing.TB, template string, exchange *x509.Certificate, extra ...wcce.Extension) (der []byte, key *rsa.PrivateKey) {
+	t.Helper()
+	key = testpki.RSA(t, 2048)
+	der, err := wcce.NewRequest(wcce.RequestOptions{Key: key, Exchange: exchange,
+		Extensions: append(extra, wcce.Extension{OID: wcce.OIDTemplateName, Value: wcce.BMPString(template)})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der, key
+}
+
+// Admin is an LDAP connection as Administrator.
+func Admin(t testing.TB) *ldap.Conn {
+	t.Helper()
+	roots := x509.NewCertPool()
+	text, err := os.ReadFile(Env("LAB_CA_PEM"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots.AppendCertsFromPEM(text)
+	c, err := ldap.DialURL(Env("LAB_LDAPS_URL"), ldap.DialWithTLSConfig(&tls.Config{RootCAs: roots, ServerName: Env("LAB_DC")}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.Bind("Administrator@lab.test", Env("LAB_PASSWORD")); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
