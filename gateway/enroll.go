@@ -95,9 +95,17 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	if err != nil {
 		return nil, nil, err
 	}
+	f := facts(request)
+	if f.Renewal != nil && !f.ArchivedKey {
+		// A renewal that keeps its key need not enclose it again. What a client says about an old certificate proves
+		// nothing: only the escrow knows whether the key is there.
+		if f.KeyInEscrow, err = g.Escrow.Has(ctx, request.CSR.RawSPKI); err != nil {
+			return nil, nil, hresult.Wrap(hresult.ServerUnavailable, err, "the escrow cannot be read; try again")
+		}
+	}
 	decision := templates.Decide(templates.Input{
 		Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca),
-		Caller: s.Caller, Subject: subject, Template: templates.Reference(request.Template), Request: facts(request), Now: g.now(),
+		Caller: s.Caller, Subject: subject, Template: templates.Reference(request.Template), Request: f, Now: g.now(),
 	})
 	return ca, &decision, nil
 }

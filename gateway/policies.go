@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -19,8 +20,9 @@ import (
 // urlName is how a CA is written in a URL's path.
 func urlName(name string) string { return url.PathEscape(name) }
 
-// maxCachedPolicies bounds the cache of policy replies. One entry serves all callers with the same rights.
-const maxCachedPolicies = 4096
+// maxCachedPolicies bounds the cache of policy replies: with 500 templates one has a megabyte. One entry serves all
+// callers with the same rights.
+const maxCachedPolicies = 128
 
 // policyCache keeps encoded policy replies for one snapshot. Rights depend only on the SIDs that the access control
 // lists name, so the key is the part of the caller's token that they name: a forest with a million users has few.
@@ -46,7 +48,10 @@ func (c *policyCache) lookup(s *templates.Snapshot, caller templates.Caller, fil
 	p = build()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.snapshot == s && len(c.entries) < maxCachedPolicies {
+	if c.snapshot == s {
+		if len(c.entries) >= maxCachedPolicies {
+			clear(c.entries)
+		}
 		c.entries[key] = p
 	}
 	return p
@@ -97,7 +102,12 @@ func (g *Gateway) Policies(_ context.Context, caller templates.Caller, req soap.
 		return nil, hresult.New(hresult.ServerUnavailable, "the directory was last read %s ago, which is too long", age)
 	}
 	g.metrics.policies.Inc()
-	filter := strings.Join(req.PolicyOIDs, ",") + "|" + string(rune('0'+req.ClientVersion)) + string(rune('0'+req.ServerVersion))
+	if len(req.PolicyOIDs) > 0 { // rare, and the client chooses: not for the cache
+		return g.buildPolicies(s, caller, req), nil
+	}
+	// The versions that templates name have four bits; a larger one filters nothing.
+	req.ClientVersion, req.ServerVersion = min(max(req.ClientVersion, 0), 16), min(max(req.ServerVersion, 0), 16)
+	filter := fmt.Sprintf("%d %d ", req.ClientVersion, req.ServerVersion)
 	return g.policies.lookup(s, caller, filter, func() *soap.Policies { return g.buildPolicies(s, caller, req) }), nil
 }
 

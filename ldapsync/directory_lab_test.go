@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -261,6 +262,7 @@ func TestAChangeIsInForceSoonAndOldSnapshotsStayAsTheyWere(t *testing.T) {
 	conn, old := admin(t), d.Snapshot()
 	v4 := old.TemplateByName("LabV4")
 	minor := v4.Minor
+	t.Cleanup(func() { set(t, conn, v4.DN, "msPKI-Template-Minor-Revision", strconv.Itoa(minor)) })
 
 	set(t, conn, v4.DN, "msPKI-Template-Minor-Revision", "77")
 	eventually(t, "new minor revision", func() bool { return d.Snapshot().TemplateByName("LabV4").Minor == 77 })

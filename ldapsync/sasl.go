@@ -129,7 +129,7 @@ func (c *saslConn) next() error {
 		size, err := 0, error(nil)
 		if c.sealReads {
 			size, err = frameSize(c.raw)
-		} else if false {
+		} else if c.unanswered == 0 {
 			err = errors.New("data that nobody asked for before the security layer")
 		} else {
 			size, err = berSize(c.raw)

@@ -284,8 +284,8 @@ func checkArchival(in Input, t *Template, c *checks) {
 		c.fail(err.Code, name, err.Fix, "keys cannot be archived: %s", err.Text)
 	case r == nil:
 		c.pass(name, "the private key must be enclosed and will be archived")
-	case renewsSameKey && !r.ArchivedKey:
-		c.pass(name, "the key of the renewed certificate was archived with it")
+	case renewsSameKey && !r.ArchivedKey && r.KeyInEscrow:
+		c.pass(name, "the renewal keeps the key, and it is archived")
 	case !r.CMC || !r.ArchivedKey:
 		c.fail(hresult.ArchivedKeyRequired, name, "enroll with a client that archives keys, such as Windows", "the template demands that the private key is archived, but the request encloses none")
 	case r.RejectArchival != nil:

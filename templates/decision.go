@@ -97,6 +97,7 @@ type Request struct {
 	Extensions     []Extension // requested
 	ArchivedKey    bool        // a private key is enclosed
 	ArchivedHash   bool        // the hash of one is
+	KeyInEscrow    bool        // the key of the request is archived already (asked for renewals only)
 	Renewal        *x509.Certificate
 	ExtraSigners   int    // signatures beside the subject key's and the renewed certificate's
 	RequestorName  string // set: the request is on behalf of somebody else

@@ -5,8 +5,11 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
+	"math/big"
 	"os"
 	"slices"
 	"strings"
@@ -183,6 +186,13 @@ func TestDecisions(t *testing.T) {
 		{"without a mail attribute S/MIME is refused", "LabUserSMIME", []string{"SMIME Users"}, func(in *Input) { archived(in); in.Subject.Mail = "" }, Deny, hresult.SubjectEmailRequired, "subject"},
 		{"a disabled account is refused", "LabUserAuth", nil, func(in *Input) { in.Subject.Disabled = true }, Deny, hresult.AccountDisabled, "account"},
 		{"a user principal name is needed where the template says so", "LabUserAuth", nil, func(in *Input) { in.Subject.UPNExplicit = false }, Deny, hresult.SubjectUPNRequired, "subject"},
+		{"a renewal that claims to keep an archived key is refused where the escrow does not have it", "LabUserSMIME", []string{"SMIME Users"}, func(in *Input) {
+			renewSameKey(t, in)
+		}, Deny, hresult.ArchivedKeyRequired, "archival"},
+		{"a renewal that keeps an archived key need not enclose it again", "LabUserSMIME", []string{"SMIME Users"}, func(in *Input) {
+			renewSameKey(t, in)
+			in.Request.KeyInEscrow = true
+		}, Allow, 0, ""},
 		{"a plain user template is allowed", "LabUserAuth", nil, nil, Allow, 0, ""},
 		{"a template that no CA offers is refused", "User", nil, nil, Deny, hresult.UnsupportedCertType, "offered"},
 		{"an unknown template is refused", "Nonsense", nil, nil, Deny, hresult.UnsupportedCertType, "template"},
@@ -246,6 +256,19 @@ func TestDecisions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// renewSameKey makes the request a renewal with the same key, for a template that demands that.
+func renewSameKey(t testing.TB, in *Input) {
+	t.Helper()
+	s := *in.Snapshot
+	tmpl := *s.TemplateByName(in.Template.Name)
+	tmpl.PrivateKeyFlags |= KeyRequireSameKeyRenewal
+	s.Templates = []*Template{&tmpl}
+	in.Snapshot = &s
+	oid, value := TemplateInfoValue(&tmpl)
+	in.Request.Renewal = &x509.Certificate{SerialNumber: big.NewInt(1), PublicKey: in.Request.PublicKey,
+		Extensions: []pkix.Extension{{Id: mustOID(oid), Value: value}}}
 }
 
 func mustName(t testing.TB, kind, value string) []byte {

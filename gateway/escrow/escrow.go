@@ -239,6 +239,16 @@ func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {
 	return fmt.Sprintf("%T", pub), 0
 }
 
+// Has tells whether the private key of a public key (SubjectPublicKeyInfo) is archived.
+func (e *Escrow) Has(ctx context.Context, spki []byte) (bool, error) {
+	keyID := sha256.Sum256(spki)
+	var n int
+	if err := e.o.DB.SQL.QueryRowContext(ctx, "SELECT count(*) FROM escrow_records WHERE key_id = ?", keyID[:]).Scan(&n); err != nil {
+		return false, fmt.Errorf("escrow: %w", err)
+	}
+	return n > 0, nil
+}
+
 // Entry is one archived key as list shows it.
 type Entry struct {
 	ID         int64     `json:"id"`

@@ -196,6 +196,7 @@ func (e *Enveloped) Open(r *Recipient, key crypto.Decrypter) ([]byte, error) {
 	if size == 0 {
 		return nil, fmt.Errorf("content cipher %s is not supported", e.Cipher)
 	}
+	//lint:ignore SA1019 Windows clients know nothing else; with SessionKeyLen a bad block gives a random key, not an error
 	var options crypto.DecrypterOpts = &rsa.PKCS1v15DecryptOptions{SessionKeyLen: size}
 	if r.Transport == OIDRSAESOAEP {
 		options = &rsa.OAEPOptions{Hash: r.oaepHash}

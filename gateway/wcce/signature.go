@@ -87,10 +87,17 @@ func verifySignature(key crypto.PublicKey, algorithm []byte, digest string, mess
 
 var errBadSignature = errors.New("the signature does not verify")
 
+// maxVerifyBits bounds RSA keys whose signatures are verified: the time grows with the square of the size, and a message
+// could hold a key of millions of bits.
+const maxVerifyBits = 16384
+
 func verifyDigest(key crypto.PublicKey, hash crypto.Hash, digest, signature []byte) error {
 	ok := false
 	switch k := key.(type) {
 	case *rsa.PublicKey:
+		if k.N.BitLen() > maxVerifyBits {
+			return errTooLarge(k)
+		}
 		ok = rsa.VerifyPKCS1v15(k, hash, digest, signature) == nil
 	case *ecdsa.PublicKey:
 		ok = ecdsa.VerifyASN1(k, digest, signature)
@@ -103,6 +110,10 @@ func verifyDigest(key crypto.PublicKey, hash crypto.Hash, digest, signature []by
 		return errBadSignature
 	}
 	return nil
+}
+
+func errTooLarge(k *rsa.PublicKey) error {
+	return fmt.Errorf("RSA key of %d bits, at most %d are supported", k.N.BitLen(), maxVerifyBits)
 }
 
 func verifyDSA(key *dsa.PublicKey, digest, signature []byte) bool {
@@ -126,6 +137,9 @@ func verifyPSS(key crypto.PublicKey, body cryptobyte.String, message, signature 
 	k, ok := key.(*rsa.PublicKey)
 	if !ok {
 		return fmt.Errorf("RSASSA-PSS with a key of type %T", key)
+	}
+	if k.N.BitLen() > maxVerifyBits {
+		return errTooLarge(k)
 	}
 	hash, err := readPSSHash(body)
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -430,7 +429,7 @@ func postWith(t testing.TB, w *world.World, url string, token []byte) (int, stri
 		t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Negotiate "+base64.StdEncoding.EncodeToString(token))
-	resp, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.Roots}}}).Do(req)
+	resp, err := w.HTTP().Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

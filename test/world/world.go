@@ -165,6 +165,11 @@ func (w *World) Client(t testing.TB, account string) *Client {
 		CES: origin + strings.ReplaceAll(soap.CESPath(CAName), " ", "%20"), CEP: origin + soap.DefaultCEPPath}
 }
 
+// HTTP is a client without credentials.
+func (w *World) HTTP() *http.Client {
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.Roots}}, Timeout: 20 * time.Second}
+}
+
 // Submit sends a request.
 func (c *Client) Submit(t testing.TB, der []byte) (*soap.TokenReply, error) {
 	t.Helper()

@@ -1,0 +1,17 @@
+# A static binary and nothing else. Mount the configuration at /etc/enrollgate and a volume at /var/lib/enrollgate.
+FROM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+RUN CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o /enrollgate ./cmd/enrollgate && mkdir -p /var/lib/enrollgate
+
+FROM scratch
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /enrollgate /enrollgate
+COPY --from=build --chown=65532:65532 /var/lib/enrollgate /var/lib/enrollgate
+USER 65532:65532
+EXPOSE 443 80 9464
+VOLUME /var/lib/enrollgate
+ENTRYPOINT ["/enrollgate"]
+CMD ["serve"]

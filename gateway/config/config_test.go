@@ -1,0 +1,122 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/config"
+)
+
+const minimal = `
+public_name: enroll.corp.example
+tls: {certificate: tls.pem, key: tls.key}
+kerberos: {keytab: k}
+directory: {servers: ["ldap://dc1.corp.example"], bind: {principal: svc}}
+cas: [{name: CA, local: {certificate: ca.pem, key: ca.key, passphrase: {env: PASS}}}]
+`
+
+func load(t testing.TB, text string) (*config.Config, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "enrollgate.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config.Load(path)
+}
+
+func TestDefaultsWorkAndPathsAreRelativeToTheFile(t *testing.T) {
+	c, err := load(t, minimal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen.HTTPS != ":443" || c.Directory.Bind.Method != "gssapi" || c.Escrow.Grace != 14*24*time.Hour || c.Policy.UpdateHours != 8 {
+		t.Errorf("%+v", c)
+	}
+	if !filepath.IsAbs(c.TLS.Certificate) || c.Directory.Bind.Keytab != c.Kerberos.Keytab || c.Secret.File != "/var/lib/enrollgate/secret" {
+		t.Errorf("paths: %q %q %q", c.TLS.Certificate, c.Directory.Bind.Keytab, c.Secret.File)
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	for name, c := range map[string]struct{ text, want string }{
+		"an unknown key, with its line":        {strings.Replace(minimal, "kerberos:", "kerberoast:", 1), "[4:1]"},
+		"a wrong type, with its line":          {minimal + "policy: {update_hours: many}\n", "[7:"},
+		"broken YAML":                          {"tls: [", "[1:"},
+		"a short name":                         {strings.Replace(minimal, "enroll.corp.example", "enroll", 1), "public_name"},
+		"a password in the clear on the wire":  {strings.Replace(minimal, "{principal: svc}", "{method: simple, user: u, password: {env: P}}", 1), "in the clear"},
+		"no CA":                                {strings.Split(minimal, "cas:")[0], "cas: missing"},
+		"an unknown driver":                    {strings.Replace(minimal, "{name: CA,", "{name: CA, driver: magic,", 1), "magic"},
+		"a CA key without a passphrase":        {strings.Replace(minimal, ", passphrase: {env: PASS}", "", 1), "passphrase"},
+		"a server that is no LDAP URL":         {strings.Replace(minimal, "ldap://dc1", "http://dc1", 1), "ldap://HOST"},
+		"no keytab":                            {strings.Replace(minimal, "{keytab: k}", "{}", 1), "keytab"},
+		"an exchange certificate for a second": {minimal + "escrow: {exchange_validity: 1s}\n", "exchange_validity"},
+		"an empty file":                        {"", "public_name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := load(t, c.text); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q in it", err, c.want)
+			}
+		})
+	}
+}
+
+func TestTheExampleFileNamesEveryValue(t *testing.T) {
+	text, err := os.ReadFile("../../configs/enrollgate.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if problems := c.Check(); len(problems) > 0 {
+		t.Error(problems)
+	}
+	// With the comment signs before values taken away it must still be a valid file: no value that does not exist.
+	var all []string
+	for line := range strings.Lines(string(text)) {
+		trimmed := strings.TrimLeft(line, " ")
+		rest, ok := strings.CutPrefix(trimmed, "# ")
+		key, _, isValue := strings.Cut(strings.TrimSpace(rest), ":")
+		if ok && isValue && !strings.Contains(key, " ") && !slices.Contains([]string{"id", "user", "password", "method", "keytab", "ca_file"}, key) {
+			line = line[:len(line)-len(trimmed)] + rest
+		}
+		all = append(all, line)
+	}
+	if _, err := config.Parse([]byte(strings.Join(all, ""))); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSecretsAreReadFromPrivateFilesOnly(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	if err := os.WriteFile(path, []byte("hush\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (config.Secret{File: path}).Read(); err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Errorf("a file that everybody reads: %v", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := (config.Secret{File: path}).Read(); err != nil || string(b) != "hush" {
+		t.Errorf("%q, %v", b, err)
+	}
+	t.Setenv("HUSH", "")
+	if _, err := (config.Secret{Env: "HUSH"}).Read(); err == nil {
+		t.Error("an empty variable is a secret")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(minimal))
+	f.Fuzz(func(_ *testing.T, text []byte) {
+		if c, err := config.Parse(text); err == nil {
+			c.Check()
+		}
+	})
+}
