@@ -55,6 +55,11 @@ func (g *Gateway) ExchangeCertificate(ctx context.Context, name string) ([]byte,
 	if ca == nil {
 		return nil, hresult.New(hresult.InvalidArg, "there is no CA %q here", name)
 	}
+	if g.Escrow.Ready() != nil { // an agent may have been designated this very second
+		if err := g.Escrow.Refresh(ctx); err != nil {
+			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the escrow cannot be read; try again")
+		}
+	}
 	if err := g.Escrow.Ready(); err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 func equalFold(a, b string) bool { return strings.EqualFold(a, b) }
@@ -41,7 +42,7 @@ func compare(order upstream.Order, cert *x509.Certificate) error {
 	case !ok || !key.Equal(order.PublicKey):
 		return errors.New("the public key is not that of the request")
 	case !bytes.Equal(cert.RawSubject, subject):
-		return fmt.Errorf("the subject is %q, decided was %q", cert.Subject, p.SubjectText)
+		return fmt.Errorf("the subject is %q, decided was %q", dn.Show(cert.RawSubject), p.SubjectText)
 	case cert.NotAfter.After(p.NotAfter.Add(time.Minute)):
 		return fmt.Errorf("it ends at %s, decided was %s", cert.NotAfter.UTC().Format(time.RFC3339), p.NotAfter.UTC().Format(time.RFC3339))
 	case cert.IsCA:

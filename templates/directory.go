@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/enrollgate/enrollgate/templates/security"
 )
 
@@ -135,7 +136,7 @@ type Subject struct {
 }
 
 // RDN is one attribute type and value of a distinguished name, unescaped.
-type RDN struct{ Type, Value string }
+type RDN = dn.RDN
 
 // Caller is who asks, as proven by Kerberos.
 type Caller struct {

@@ -110,7 +110,7 @@ func (f *forest) as(t testing.TB, account, cn, template string, groups ...string
 		Snapshot: f.snapshot, Now: f.now, Authority: Authority{Service: labCA, NotAfter: f.now.AddDate(3, 0, 0)},
 		Caller: Caller{Principal: account + "@LAB.TEST", SID: sid, Groups: []security.SID{security.Everyone, security.AuthenticatedUsers, f.sid(t, "Domain Users")}},
 		Subject: Subject{DN: "CN=" + cn + labUsers, CN: cn, SAMAccount: account, Mail: account + "@lab.test", UPN: account + "@lab.test", UPNExplicit: true, SID: sid,
-			RDNs: [][]RDN{{{"CN", cn}}, {{"CN", "Users"}}, {{"DC", "lab"}}, {{"DC", "test"}}}},
+			RDNs: [][]RDN{{part("CN", cn)}, {part("CN", "Users")}, {part("DC", "lab")}, {part("DC", "test")}}},
 		Template: Reference{Name: template, Major: -1, Minor: -1},
 		Request:  &Request{CMC: true, PublicKey: rsaKey(t), Subject: []byte{0x30, 0}},
 	}
@@ -271,9 +271,11 @@ func renewSameKey(t testing.TB, in *Input) {
 		Extensions: []pkix.Extension{{Id: mustOID(oid), Value: value}}}
 }
 
+func part(kind, value string) RDN { return RDN{Type: kind, Value: value} }
+
 func mustName(t testing.TB, kind, value string) []byte {
 	t.Helper()
-	der, _, err := encodeName([][]RDN{{{kind, value}}})
+	der, _, err := encodeName([][]RDN{{part(kind, value)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,13 +372,13 @@ func TestMalformedTemplatesAreErrorsThatNameTheAttribute(t *testing.T) {
 
 func TestNamesThatDoNotFitACertificateAreErrors(t *testing.T) {
 	for name, rdn := range map[string]RDN{
-		"too long":       {"CN", strings.Repeat("x", 65)},
-		"empty":          {"OU", ""},
-		"unknown type":   {"favouriteDrink", "tea"},
-		"not ASCII":      {"DC", "bücher"},
-		"broken UTF-8":   {"CN", "\xff"},
-		"long country":   {"C", "GER"},
-		"control octets": {"E", "a\x00b@lab.test"},
+		"too long":       part("CN", strings.Repeat("x", 65)),
+		"empty":          part("OU", ""),
+		"unknown type":   part("favouriteDrink", "tea"),
+		"not ASCII":      part("DC", "bücher"),
+		"broken UTF-8":   part("CN", "\xff"),
+		"long country":   part("C", "GER"),
+		"control octets": part("E", "a\x00b@lab.test"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, _, err := encodeName([][]RDN{{rdn}}); err == nil {
@@ -384,7 +386,7 @@ func TestNamesThatDoNotFitACertificateAreErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, text, err := encodeName([][]RDN{{{"CN", `Müller, "Jo"`}}}); err != nil || text != `CN=Müller\, \"Jo\"` {
+	if _, text, err := encodeName([][]RDN{{part("CN", `Müller, "Jo"`)}}); err != nil || text != `CN=Müller\, \"Jo\"` {
 		t.Errorf("%q, %v", text, err)
 	}
 }

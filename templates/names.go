@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/dn"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -37,7 +37,7 @@ func addNames(in Input, t *Template, c *checks, p *CertificateProfile) {
 			cn = s.DNSHostName
 		}
 		if cn != "" {
-			subject = [][]RDN{{{"CN", cn}}}
+			subject = [][]RDN{{{Type: "CN", Value: cn}}}
 		} else if !t.Machine() {
 			missing(c, hresult.BadRequestSubject, s, "cn")
 		}
@@ -46,7 +46,7 @@ func addNames(in Input, t *Template, c *checks, p *CertificateProfile) {
 		if s.Mail == "" {
 			missing(c, hresult.SubjectEmailRequired, s, "mail")
 		} else {
-			subject = append(subject, []RDN{{"E", s.Mail}})
+			subject = append(subject, []RDN{{Type: "E", Value: s.Mail}})
 		}
 	}
 	der, text, err := encodeName(subject)
@@ -141,7 +141,7 @@ func suppliedNames(in Input, t *Template, c *checks, p *CertificateProfile) {
 		c.pass("subject", "names come from the request")
 		return
 	}
-	text, err := nameText(in.Request.Subject)
+	text, err := dn.Text(in.Request.Subject)
 	if err != nil {
 		c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the request's subject is malformed: %v", err)
 		return
@@ -165,84 +165,16 @@ func suppliedNames(in Input, t *Template, c *checks, p *CertificateProfile) {
 	c.pass("subject", "subject %q, alternative names %v, from the request", text, p.SANs)
 }
 
-// nameAttribute says how an attribute type of a distinguished name is encoded (RFC 5280 4.1.2.4, appendix A).
-type nameAttribute struct {
-	oid string
-	tag cbasn1.Tag
-	max int // upper bound in characters (RFC 5280 appendix A.1)
-}
-
-var nameAttributes = map[string]nameAttribute{
-	"CN": {"2.5.4.3", cbasn1.UTF8String, 64}, "SN": {"2.5.4.4", cbasn1.UTF8String, 64},
-	"SERIALNUMBER": {"2.5.4.5", cbasn1.PrintableString, 64}, "C": {"2.5.4.6", cbasn1.PrintableString, 2},
-	"L": {"2.5.4.7", cbasn1.UTF8String, 128}, "ST": {"2.5.4.8", cbasn1.UTF8String, 128}, "S": {"2.5.4.8", cbasn1.UTF8String, 128},
-	"STREET": {"2.5.4.9", cbasn1.UTF8String, 128}, "O": {"2.5.4.10", cbasn1.UTF8String, 64}, "OU": {"2.5.4.11", cbasn1.UTF8String, 64},
-	"T": {"2.5.4.12", cbasn1.UTF8String, 64}, "TITLE": {"2.5.4.12", cbasn1.UTF8String, 64},
-	"G": {"2.5.4.42", cbasn1.UTF8String, 64}, "GN": {"2.5.4.42", cbasn1.UTF8String, 64}, "I": {"2.5.4.43", cbasn1.UTF8String, 64},
-	"DC": {"0.9.2342.19200300.100.1.25", cbasn1.IA5String, 63}, "UID": {"0.9.2342.19200300.100.1.1", cbasn1.UTF8String, 256},
-	"E": {"1.2.840.113549.1.9.1", cbasn1.IA5String, 255},
-}
-
-// encodeName returns the DER of a Name, and its text with the last part first, as RFC 4514 writes it.
+// encodeName returns the DER of a Name and its text.
 func encodeName(rdns [][]RDN) (der []byte, text string, err error) {
-	var b cryptobyte.Builder
-	var parts []string
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		for _, rdn := range rdns {
-			var values []string
-			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
-				for _, part := range sortedForDER(rdn) {
-					if e := addNamePart(b, part); e != nil && err == nil {
-						err = e
-					}
-					values = append(values, part.Type+"="+escapeDN(part.Value))
-				}
-			})
-			parts = append(parts, strings.Join(values, "+"))
-		}
-	})
-	if err != nil {
+	if der, err = dn.Encode(rdns); err != nil {
 		return nil, "", err
 	}
-	slices.Reverse(parts)
-	der, err = b.Bytes()
-	return der, strings.Join(parts, ","), err
+	text, err = dn.Text(der)
+	return der, text, err
 }
 
-// sortedForDER orders the parts of a multi-valued RDN as a DER SET OF demands.
-func sortedForDER(rdn []RDN) []RDN {
-	if len(rdn) < 2 {
-		return rdn
-	}
-	return slices.SortedFunc(slices.Values(rdn), func(x, y RDN) int {
-		encode := func(p RDN) []byte {
-			var b cryptobyte.Builder
-			_ = addNamePart(&b, p)
-			return b.BytesOrPanic()
-		}
-		return slices.Compare(encode(x), encode(y))
-	})
-}
-
-func addNamePart(b *cryptobyte.Builder, part RDN) error {
-	a, ok := nameAttributes[strings.ToUpper(part.Type)]
-	switch {
-	case !ok:
-		return fmt.Errorf("the name attribute %q cannot be put into a certificate", part.Type)
-	case part.Value == "" || !utf8.ValidString(part.Value):
-		return fmt.Errorf("the name attribute %s is empty or not UTF-8", part.Type)
-	case utf8.RuneCountInString(part.Value) > a.max:
-		return fmt.Errorf("the name attribute %s has more than %d characters", part.Type, a.max)
-	case a.tag != cbasn1.UTF8String && !isASCII(part.Value):
-		return fmt.Errorf("the name attribute %s=%q is not ASCII", part.Type, part.Value)
-	}
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(mustOID(a.oid))
-		b.AddASN1(a.tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(part.Value)) })
-	})
-	return nil
-}
-
+// isASCII tells whether s can be an IA5String that people can read.
 func isASCII(s string) bool {
 	for i := range len(s) {
 		if s[i] >= utf8.RuneSelf || s[i] < ' ' {
@@ -250,67 +182,6 @@ func isASCII(s string) bool {
 		}
 	}
 	return true
-}
-
-// escapeDN escapes a value as RFC 4514 2.4 does.
-func escapeDN(s string) string {
-	var b strings.Builder
-	for i, r := range s {
-		if strings.ContainsRune(`,+"\<>;=`, r) || i == 0 && (r == '#' || r == ' ') || i == len(s)-1 && r == ' ' {
-			b.WriteByte('\\')
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
-}
-
-// nameText renders a Name in DER as text, the last part first.
-func nameText(der []byte) (string, error) {
-	s := cryptobyte.String(der)
-	var name cryptobyte.String
-	if !s.ReadASN1(&name, cbasn1.SEQUENCE) || !s.Empty() {
-		return "", fmt.Errorf("not a Name")
-	}
-	var parts []string
-	for !name.Empty() {
-		var set cryptobyte.String
-		if !name.ReadASN1(&set, cbasn1.SET) || set.Empty() {
-			return "", fmt.Errorf("RDN %d is not a set", len(parts)+1)
-		}
-		var values []string
-		for !set.Empty() {
-			var seq, value cryptobyte.String
-			var oid asn1.ObjectIdentifier
-			var tag cbasn1.Tag
-			if !set.ReadASN1(&seq, cbasn1.SEQUENCE) || !seq.ReadASN1ObjectIdentifier(&oid) || !seq.ReadAnyASN1(&value, &tag) || !seq.Empty() {
-				return "", fmt.Errorf("RDN %d is malformed", len(parts)+1)
-			}
-			values = append(values, attributeName(oid.String())+"="+escapeDN(decodeText(tag, value)))
-		}
-		parts = append(parts, strings.Join(values, "+"))
-	}
-	slices.Reverse(parts)
-	return strings.Join(parts, ","), nil
-}
-
-func attributeName(oid string) string {
-	for _, name := range []string{"CN", "SN", "SERIALNUMBER", "C", "L", "ST", "STREET", "O", "OU", "T", "G", "I", "DC", "UID", "E"} {
-		if nameAttributes[name].oid == oid {
-			return name
-		}
-	}
-	return oid
-}
-
-func decodeText(tag cbasn1.Tag, value []byte) string {
-	if tag == cbasn1.Tag(30) { // BMPString
-		var b strings.Builder
-		for i := 0; i+1 < len(value); i += 2 {
-			b.WriteRune(rune(value[i])<<8 | rune(value[i+1]))
-		}
-		return b.String()
-	}
-	return strings.ToValidUTF8(string(value), "\uFFFD")
 }
 
 // sanText lists general names for people. Names of a kind it does not know are refused.
@@ -367,7 +238,7 @@ func generalName(tag cbasn1.Tag, value cryptobyte.String) (string, error) {
 			return "", fmt.Errorf("other name is malformed")
 		}
 		if oid.String() == "1.3.6.1.4.1.311.20.2.3" {
-			return "upn:" + decodeText(innerTag, inner), nil
+			return "upn:" + dn.Decode(innerTag, inner), nil
 		}
 		return "", fmt.Errorf("other name of type %s is not supported", oid)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // minAgentBits is the smallest agent key that keys are sealed to.
@@ -113,7 +114,7 @@ func (e *Escrow) markRevoked(ctx context.Context, agents []Agent) error {
 func (e *Escrow) AddAgent(ctx context.Context, cert *x509.Certificate, actor string) error {
 	a := Agent{Certificate: cert, Fingerprint: Fingerprint(cert)}
 	if err := a.usable(e.o.Now()); err != nil {
-		return fmt.Errorf("%s cannot be a key recovery agent: %w", cert.Subject, err)
+		return fmt.Errorf("%s cannot be a key recovery agent: %w", dn.Show(cert.RawSubject), err)
 	}
 	raw, err := hex.DecodeString(a.Fingerprint)
 	if err != nil {
@@ -128,9 +129,9 @@ func (e *Escrow) AddAgent(ctx context.Context, cert *x509.Certificate, actor str
 			return fmt.Errorf("add agent: %w", err)
 		}
 		if n, err := res.RowsAffected(); err == nil && n == 0 {
-			return fmt.Errorf("%s is an agent already", cert.Subject)
+			return fmt.Errorf("%s is an agent already", dn.Show(cert.RawSubject))
 		}
-		return audit.Append(tx, now, actor, audit.AgentAdded, map[string]any{"agent": cert.Subject.String(), "fingerprint": a.Fingerprint})
+		return audit.Append(tx, now, actor, audit.AgentAdded, map[string]any{"agent": dn.Show(cert.RawSubject), "fingerprint": a.Fingerprint})
 	})
 	if err != nil {
 		return err
@@ -157,7 +158,7 @@ func (e *Escrow) RemoveAgent(ctx context.Context, fingerprint, actor string) err
 		if _, err := tx.Exec("UPDATE escrow_agents SET removed = ?, removed_by = ? WHERE fingerprint = ? AND removed = 0", now.UnixMilli(), actor, raw); err != nil {
 			return fmt.Errorf("remove agent: %w", err)
 		}
-		return audit.Append(tx, now, actor, audit.AgentRemoved, map[string]any{"agent": agents[i].Certificate.Subject.String(), "fingerprint": fingerprint})
+		return audit.Append(tx, now, actor, audit.AgentRemoved, map[string]any{"agent": dn.Show(agents[i].Certificate.RawSubject), "fingerprint": fingerprint})
 	})
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // Options configure the escrow.
@@ -87,7 +88,7 @@ func (e *Escrow) validAgents() ([]*x509.Certificate, error) {
 	now := e.o.Now()
 	for _, a := range *e.agents.Load() {
 		if err := a.usable(now); err != nil {
-			reasons += fmt.Sprintf("; %s: %v", a.Certificate.Subject, err)
+			reasons += fmt.Sprintf("; %s: %v", dn.Show(a.Certificate.RawSubject), err)
 			continue
 		}
 		valid = append(valid, a.Certificate)
@@ -223,7 +224,7 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 			return err
 		}
 		var err error
-		id, err = record.Insert(tx, e.o.Now(), 0, actor, owner, cert.Subject.String())
+		id, err = record.Insert(tx, e.o.Now(), 0, actor, owner, dn.Show(cert.RawSubject))
 		return err
 	})
 	return id, err

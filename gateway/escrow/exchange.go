@@ -19,6 +19,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/youmark/pkcs8"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -164,7 +165,7 @@ func (e *Escrow) storeKey(ctx context.Context, ca string, cert *x509.Certificate
 		if imported {
 			event = audit.ExchangeImported
 		}
-		return audit.Append(tx, now, actor, event, map[string]any{"ca": ca, "serial": cert.SerialNumber.Text(16), "issuer": cert.Issuer.String(), "usable_until": until.UTC()})
+		return audit.Append(tx, now, actor, event, map[string]any{"ca": ca, "serial": cert.SerialNumber.Text(16), "issuer": dn.Show(cert.RawIssuer), "usable_until": until.UTC()})
 	})
 	if err != nil {
 		return nil, err

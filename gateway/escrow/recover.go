@@ -13,6 +13,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // Recovered is a private key that left the escrow.
@@ -31,7 +32,7 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Priv
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("a recovery needs a written reason")
 	}
-	detail := map[string]any{"record": entry.ID, "owner": entry.Owner, "agent": agentCert.Subject.String(), "fingerprint": Fingerprint(agentCert), "reason": reason}
+	detail := map[string]any{"record": entry.ID, "owner": entry.Owner, "agent": dn.Show(agentCert.RawSubject), "fingerprint": Fingerprint(agentCert), "reason": reason}
 	refuse := func(cause error) error {
 		detail["refused"] = cause.Error()
 		if err := e.log(ctx, actor, audit.RecoveryRefused, detail); err != nil {
@@ -77,17 +78,17 @@ func (e *Escrow) mayRecover(ctx context.Context, entry *Entry, agent *x509.Certi
 	var names []string
 	for _, a := range agents {
 		if slices.Contains(entry.Recipients, a.Fingerprint) {
-			names = append(names, a.Certificate.Subject.String())
+			names = append(names, dn.Show(a.Certificate.RawSubject))
 		}
 	}
 	fingerprint := Fingerprint(agent)
 	if !slices.Contains(entry.Recipients, fingerprint) {
-		return fmt.Errorf("%s is no recovery agent of archived key %d; it is sealed to: %s", agent.Subject, entry.ID, strings.Join(names, "; "))
+		return fmt.Errorf("%s is no recovery agent of archived key %d; it is sealed to: %s", dn.Show(agent.RawSubject), entry.ID, strings.Join(names, "; "))
 	}
 	if i := slices.IndexFunc(agents, func(a Agent) bool { return a.Fingerprint == fingerprint }); i < 0 {
-		return fmt.Errorf("%s is no longer a designated recovery agent", agent.Subject)
+		return fmt.Errorf("%s is no longer a designated recovery agent", dn.Show(agent.RawSubject))
 	} else if agents[i].Revoked {
-		return fmt.Errorf("the certificate of %s is revoked", agent.Subject)
+		return fmt.Errorf("the certificate of %s is revoked", dn.Show(agent.RawSubject))
 	}
 	return nil
 }

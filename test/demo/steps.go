@@ -231,7 +231,7 @@ func (s *stage) refused(account, why string) (string, error) {
 }
 
 func (s *stage) refusedNow(account, why string) (string, error) {
-	_, err := s.enrollgate(account, "enroll", "--template", "LabUserSMIME", "--ca-file", env("LAB_CA_PEM"), "--out", s.path(account), "--password-env", "LAB_PASSWORD", "--force-request")
+	_, err := s.enrollgate(account, "enroll", "--template", "LabUserSMIME", "--ca-file", env("LAB_CA_PEM"), "--out", s.path(account), "--password-env", "LAB_PASSWORD", "--force-request", "--output", "json")
 	if exitOf(err) != 3 || !strings.Contains(err.Error(), why) {
 		return "", fmt.Errorf("%s should be refused for %q, but: %w", account, why, err)
 	}

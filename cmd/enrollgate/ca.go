@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/upstream/local"
+	"github.com/enrollgate/enrollgate/templates/dn"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) caCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "ca", Short: "Look at the CAs; make an embedded one; revoke certificates"}
+	cmd.AddCommand(a.caListCommand(), a.caCreateCommand(), a.caRevokeCommand(), a.caCRLCommand())
+	return cmd
+}
+
+func (a *app) caListCommand() *cobra.Command {
+	type caRow struct {
+		Name     string    `json:"name"`
+		Driver   string    `json:"driver"`
+		Subject  string    `json:"subject"`
+		NotAfter time.Time `json:"not_after"`
+	}
+	return &cobra.Command{
+		Use: "list", Short: "List the configured CAs", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withGateway(cmd, func(_ context.Context, g *gateway.Gateway) error {
+				rows := []caRow{}
+				for _, ca := range g.CAs {
+					cert := ca.Identity.Certificate()
+					rows = append(rows, caRow{ca.Name, "local", dn.Show(cert.RawSubject), cert.NotAfter.UTC()})
+				}
+				return a.print(rows, func(w *tabwriter.Writer) {
+					row(w, "NAME", "DRIVER", "VALID UNTIL", "SUBJECT")
+					for _, r := range rows {
+						row(w, r.Name, r.Driver, day(r.NotAfter), r.Subject)
+					}
+				})
+			})
+		},
+	}
+}
+
+func (a *app) caCreateCommand() *cobra.Command {
+	var name, certOut, keyOut string
+	var years int
+	var passphrase passwordFlags
+	cmd := &cobra.Command{
+		Use: "create --name NAME", Short: "Make a key and a self-signed certificate for an embedded CA", Args: exactArgs(),
+		RunE: func(*cobra.Command, []string) error {
+			if name == "" {
+				return usage("name the CA with --name; the directory will publish it under this name")
+			}
+			text, err := passphrase.read("passphrase for the CA key")
+			if err != nil {
+				return err
+			}
+			if len(text) < 12 {
+				return usage("the passphrase must have at least 12 characters")
+			}
+			key, err := rsa.GenerateKey(rand.Reader, 3072)
+			if err != nil {
+				return err
+			}
+			der, err := local.SelfSigned(name, key, time.Now(), years)
+			if err != nil {
+				return err
+			}
+			keyPEM, err := local.EncryptKey(key, []byte(text))
+			if err != nil {
+				return err
+			}
+			if err := writeSecret(keyOut, keyPEM); err != nil {
+				return err
+			}
+			if err := writeNew(certOut, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
+				return err
+			}
+			return a.print(map[string]string{"name": name, "certificate": certOut, "key": keyOut}, func(w *tabwriter.Writer) {
+				row(w, "certificate: "+certOut)
+				row(w, "key:         "+keyOut+" (encrypted)")
+				row(w, "next: publish it in the forest with certutil -dspublish -f "+certOut+" RootCA, and the same with NTAuthCA")
+			})
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "", "common name of the CA")
+	cmd.Flags().StringVar(&certOut, "certificate", "ca.pem", "file for the certificate")
+	cmd.Flags().StringVar(&keyOut, "key", "ca.key", "file for the encrypted key")
+	cmd.Flags().IntVar(&years, "years", 10, "validity in years")
+	passphrase.add(cmd, "passphrase", "passphrase that encrypts the key")
+	return cmd
+}
+
+func (a *app) caRevokeCommand() *cobra.Command {
+	var ca string
+	var reason int
+	cmd := &cobra.Command{
+		Use: "revoke SERIAL", Short: "Revoke a certificate; the next revocation list has it", Args: exactArgs("SERIAL"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			serial, ok := new(big.Int).SetString(args[0], 16)
+			if !ok {
+				return usage("%q is not a hexadecimal serial number", args[0])
+			}
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				name, err := caName(g, ca)
+				if err != nil {
+					return err
+				}
+				if _, err := g.Ledger.BySerial(ctx, name, serial.Text(16)); err != nil {
+					return err
+				}
+				if err := g.CA(name).Issuer.Revoke(ctx, serial, reason); err != nil {
+					return err
+				}
+				return a.print(map[string]any{"ca": name, "serial": serial.Text(16), "reason": reason}, func(w *tabwriter.Writer) {
+					row(w, "revoked "+serial.Text(16))
+				})
+			})
+		},
+	}
+	cmd.Flags().StringVar(&ca, "ca", "", "name of the CA (default: the only one)")
+	cmd.Flags().IntVar(&reason, "reason", 0, "CRLReason of RFC 5280 5.3.1: 1 key compromise, 3 affiliation changed, 4 superseded, 5 cessation of operation")
+	return cmd
+}
+
+func (a *app) caCRLCommand() *cobra.Command {
+	var ca, out string
+	cmd := &cobra.Command{
+		Use: "crl", Short: "Write the current certificate revocation list", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				name, err := caName(g, ca)
+				if err != nil {
+					return err
+				}
+				if g.CA(name).Local == nil {
+					return errors.New("only the embedded CA makes its own revocation lists")
+				}
+				crl, err := g.CA(name).Local.CRL(ctx)
+				if err != nil {
+					return err
+				}
+				if out == "-" {
+					_, err := os.Stdout.Write(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: crl}))
+					return err
+				}
+				return os.WriteFile(out, crl, 0o644)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&ca, "ca", "", "name of the CA (default: the only one)")
+	cmd.Flags().StringVar(&out, "out", "-", "file for the DER form; - prints PEM")
+	return cmd
+}
+
+func (a *app) auditCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "audit", Short: "Read and verify the audit log"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "verify", Short: "Check that no line of the audit log was changed or removed", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				n, err := audit.Verify(ctx, g.DB.SQL)
+				if err != nil {
+					return err
+				}
+				return a.print(map[string]any{"lines": n, "intact": true}, func(w *tabwriter.Writer) { row(w, fmt.Sprintf("%d lines, intact", n)) })
+			})
+		},
+	}, &cobra.Command{
+		Use: "export", Short: "Print the audit log", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				lines, err := audit.Lines(ctx, g.DB.SQL)
+				if err != nil {
+					return err
+				}
+				if lines == nil {
+					lines = []audit.Line{}
+				}
+				return a.print(lines, func(w *tabwriter.Writer) {
+					row(w, "SEQ", "TIME", "ACTOR", "EVENT", "DETAIL")
+					for _, l := range lines {
+						row(w, l.Seq, l.Time.Format(time.RFC3339), l.Actor, l.Event, string(l.Detail))
+					}
+				})
+			})
+		},
+	})
+	return cmd
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/security"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) templatesCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "templates", Short: "Look at the forest's certificate templates"}
+	list := &cobra.Command{
+		Use: "list", Short: "List all templates, which CA offers them and whether they are served", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withDirectory(cmd, func(_ context.Context, g *gateway.Gateway) error {
+				rows := templateRows(g.Directory.Snapshot())
+				return a.print(rows, func(w *tabwriter.Writer) {
+					row(w, "NAME", "SCHEMA", "VERSION", "VALIDITY", "KEY ARCHIVAL", "APPROVAL", "OFFERED BY", "SERVED")
+					for _, t := range rows {
+						row(w, t.Name, t.Schema, t.Version, t.Validity, yesNo(t.Archives), yesNo(t.Approval), strings.Join(t.OfferedBy, ", "), t.served())
+					}
+				})
+			})
+		},
+	}
+	show := &cobra.Command{
+		Use: "show NAME", Short: "Show one template: flags, names, extensions, rights", Args: exactArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withDirectory(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				s := g.Directory.Snapshot()
+				t := s.TemplateByName(args[0])
+				if t == nil {
+					return fmt.Errorf("the forest has no template %q", args[0])
+				}
+				rights := rightsOf(ctx, g, t)
+				return a.print(map[string]any{"template": t, "flags": t.Flags(), "rights": rights, "unsupported": templates.Unsupported(t)},
+					func(w *tabwriter.Writer) { showTemplate(w, t, rights) })
+			})
+		},
+	}
+	cmd.AddCommand(list, show)
+	return cmd
+}
+
+type templateRow struct {
+	Name        string   `json:"name"`
+	DisplayName string   `json:"display_name,omitempty"`
+	OID         string   `json:"oid,omitempty"`
+	Schema      int      `json:"schema,omitempty"`
+	Version     string   `json:"version,omitempty"`
+	Validity    string   `json:"validity,omitempty"`
+	Archives    bool     `json:"archives"`
+	Approval    bool     `json:"approval"`
+	OfferedBy   []string `json:"offered_by"`
+	NotServed   []string `json:"not_served,omitempty"` // why
+}
+
+func (r templateRow) served() string {
+	switch {
+	case len(r.NotServed) > 0:
+		return "no: " + strings.Join(r.NotServed, "; ")
+	case len(r.OfferedBy) == 0:
+		return "no: no CA offers it"
+	}
+	return "yes"
+}
+
+func templateRows(s *templates.Snapshot) []templateRow {
+	rows := []templateRow{}
+	for _, t := range s.Templates {
+		r := templateRow{Name: t.Name, DisplayName: t.DisplayName, OID: t.OID, Schema: t.Schema, Version: fmt.Sprintf("%d.%d", t.Major, t.Minor),
+			Validity: days(t.Validity), Archives: t.Archives(), Approval: t.EnrollmentFlags&templates.EnrollPendAllRequests != 0,
+			NotServed: templates.Unsupported(t), OfferedBy: []string{}}
+		for _, e := range s.Services {
+			if e.Offers(t.Name) {
+				r.OfferedBy = append(r.OfferedBy, e.Name)
+			}
+		}
+		rows = append(rows, r)
+	}
+	for name, reason := range s.Unusable {
+		rows = append(rows, templateRow{Name: name, NotServed: []string{reason}, OfferedBy: []string{}})
+	}
+	slices.SortFunc(rows, func(x, y templateRow) int { return strings.Compare(x.Name, y.Name) })
+	return rows
+}
+
+func days(d time.Duration) string { return fmt.Sprintf("%d days", int(d.Hours()/24)) }
+
+// right is what one account or group may do with a template.
+type right struct {
+	SID        security.SID `json:"sid"`
+	Name       string       `json:"name,omitempty"`
+	Enroll     bool         `json:"enroll"`
+	AutoEnroll bool         `json:"auto_enroll"`
+}
+
+// rightsOf lists who has Enroll or AutoEnroll by an entry of its own.
+func rightsOf(ctx context.Context, g *gateway.Gateway, t *templates.Template) []right {
+	var sids []security.SID
+	for i := range t.Security.DACL {
+		if sid := t.Security.DACL[i].SID; sid != "" && !slices.Contains(sids, sid) {
+			sids = append(sids, sid)
+		}
+	}
+	names := g.Forest.NamesOf(ctx, sids)
+	out := []right{}
+	for _, sid := range sids {
+		token := security.NewToken(sid)
+		r := right{SID: sid, Name: names[sid], Enroll: t.Security.ControlAccess(token, security.RightEnroll).Granted,
+			AutoEnroll: t.Security.ControlAccess(token, security.RightAutoEnroll).Granted}
+		if r.Enroll || r.AutoEnroll {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func showTemplate(w *tabwriter.Writer, t *templates.Template, rights []right) {
+	row(w, "Name", t.Name)
+	row(w, "Display name", t.DisplayName)
+	row(w, "OID", t.OID)
+	row(w, "Schema version", t.Schema)
+	row(w, "Version", fmt.Sprintf("%d.%d", t.Major, t.Minor))
+	row(w, "Validity", days(t.Validity))
+	row(w, "Renewal", days(t.Overlap)+" before the end")
+	row(w, "Purposes", strings.Join(t.Policies(), ", "))
+	row(w, "Minimum key size", t.MinKeySize)
+	row(w, "Providers", strings.Join(t.Providers, ", "))
+	for _, f := range t.Flags() {
+		row(w, f.Attribute, f.Value+"  "+f.Meaning)
+	}
+	if no := templates.Unsupported(t); len(no) > 0 {
+		row(w, "Not served", strings.Join(no, "; "))
+	}
+	row(w)
+	row(w, "WHO", "ENROLL", "AUTOENROLL", "SID")
+	for _, r := range rights {
+		row(w, r.Name, yesNo(r.Enroll), yesNo(r.AutoEnroll), r.SID)
+	}
+}
+
+func printChecks(w *tabwriter.Writer, checks []templates.Check) {
+	row(w, "", "CHECK", "REASON")
+	for _, c := range checks {
+		mark := "ok"
+		if !c.Pass {
+			mark = "NO"
+		}
+		row(w, mark, c.Name, c.Reason)
+		if c.Fix != "" && !c.Pass {
+			row(w, "", "", "→ "+c.Fix)
+		}
+	}
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	var template, ca string
+	cmd := &cobra.Command{
+		Use: "explain PRINCIPAL --template T", Short: "Tell what would happen if an account enrolled now, and why", Args: exactArgs("PRINCIPAL"),
+		Long: "Explain decides for an account as the gateway would, without enrolling: every check with its outcome, the reason and the fix.\n" +
+			"PRINCIPAL is alice, alice@corp.example, CORP\\alice, WS1$ or a distinguished name.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if template == "" {
+				return usage("name the template with --template")
+			}
+			return a.withDirectory(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				e, err := g.Explain(ctx, args[0], template, ca)
+				if err != nil {
+					return err
+				}
+				return a.print(e, func(w *tabwriter.Writer) { showExplanation(w, e) })
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&template, "template", "t", "", "name of the template")
+	cmd.Flags().StringVar(&ca, "ca", "", "name of the CA (default: the one that offers the template)")
+	return cmd
+}
+
+func showExplanation(w *tabwriter.Writer, e *gateway.Explanation) {
+	row(w, "Account", e.DN)
+	row(w, "Template", e.Template)
+	row(w, "CA", e.CA)
+	row(w, "Outcome", strings.ToUpper(string(e.Outcome)))
+	if e.Outcome != templates.Deny {
+		row(w, "Subject", e.Profile.SubjectText)
+		row(w, "Alternative names", strings.Join(e.Profile.SANs, ", "))
+		row(w, "Valid until", e.Profile.NotAfter.Format(time.RFC3339))
+		row(w, "Key archived", yesNo(e.Archive))
+	}
+	note := "yes"
+	if !e.AutoEnrolls {
+		note = strings.TrimSuffix("no: "+e.AutoEnrollNote, ": ")
+	}
+	row(w, "Autoenrollment", note)
+	row(w)
+	printChecks(w, e.Checks)
+}
