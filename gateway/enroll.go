@@ -16,6 +16,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/sirupsen/logrus"
 )
 
 // Submission is a request as a listener received it.
@@ -64,9 +65,16 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 		return nil, err
 	}
 	if row.State == ledger.Pending {
+		g.logRow(row, "the request waits for a certificate manager")
 		return g.reply(ca, row)
 	}
 	return g.issue(ctx, ca, row)
+}
+
+// logRow says what became of a request.
+func (g *Gateway) logRow(row *ledger.Row, text string) {
+	g.Log.WithFields(logrus.Fields{"request": row.ID, "caller": row.Caller, "template": row.Template, "ca": row.CA, "transport": row.Transport,
+		"archived": row.Archived, "serial": row.Serial, "state": row.State}).Info(text)
 }
 
 // decode reads and verifies the request.
@@ -202,8 +210,9 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	case err == nil:
 		row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
 		if result.Certificate != nil {
-			row.Certificate = result.Certificate.Raw
+			row.Certificate, row.Serial = result.Certificate.Raw, ledger.SerialText(result.Certificate)
 		}
+		g.logRow(row, "the CA has answered")
 	default: // somebody else finished it, or the disk failed: the ledger knows
 		if row, err = g.Ledger.Get(ctx, row.ID); err != nil {
 			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again for request %d", row.ID)

@@ -38,7 +38,10 @@ func (g *Gateway) Explain(ctx context.Context, principal, template, caName strin
 	})}
 	if t, service := s.TemplateByName(template), s.Service(ca.Name); t != nil && service != nil {
 		e.AutoEnrollNote = templates.AutoEnrollmentHint(t, service, caller)
-		e.AutoEnrolls = e.AutoEnrollNote == "" && e.Outcome != templates.Deny
+		if e.AutoEnrollNote == "" && e.Outcome == templates.Deny {
+			e.AutoEnrollNote = "the client would try and be refused"
+		}
+		e.AutoEnrolls = e.AutoEnrollNote == ""
 	}
 	return e, nil
 }

@@ -39,6 +39,7 @@ func Decide(in Input) Decision {
 	checkRenewal(in, t, c)
 	d.Profile = buildProfile(in, t, c)
 	pend := checkApproval(t, c)
+	checkPublishing(t, c)
 
 	d.Checks = c.list
 	switch {
@@ -359,6 +360,17 @@ func checkApproval(t *Template, c *checks) (pend bool) {
 	}
 	c.pass("approval", "a certificate manager has to approve each request")
 	return true
+}
+
+// checkPublishing says what does not happen, so that nobody waits for it.
+func checkPublishing(t *Template, c *checks) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.4.1"
+	if t.EnrollmentFlags&EnrollPublishToDS != 0 {
+		c.pass("publishing", "the gateway does not write certificates to userCertificate, which the template asks for")
+	}
+	if t.EnrollmentFlags&EnrollPublishToKRAContainer != 0 {
+		c.pass("publishing", "the gateway does not write certificates to the KRA container, which the template asks for; agents are designated with enrollgate escrow agents add")
+	}
 }
 
 // AutoEnrollmentHint tells why a client's autoenrollment would not pick the template up by itself, or "".

@@ -65,7 +65,11 @@ func addNames(in Input, t *Template, c *checks, p *CertificateProfile) {
 	}
 }
 
+// missing reports an empty attribute, once even where both subject and alternative name need it.
 func missing(c *checks, code hresult.Code, s Subject, attribute string) {
+	if slices.ContainsFunc(c.list, func(k Check) bool { return !k.Pass && k.Code == code }) {
+		return
+	}
 	c.fail(code, "subject", fmt.Sprintf("set the attribute %s of %s", attribute, s.SAMAccount),
 		"the template needs the account's attribute %s, and it is empty", attribute)
 }

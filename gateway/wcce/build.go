@@ -101,7 +101,8 @@ func signedData(contentType string, content []byte, certs []*x509.Certificate, s
 					}
 				})
 			}
-			addSetOf(b, cbasn1.SET, infos)
+			// In the order given, as Windows writes them: the first signer of a request has a meaning.
+			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddBytes(slices.Concat(infos...)) })
 		})
 	})
 	return b.Bytes()
@@ -161,6 +162,9 @@ type RequestOptions struct {
 	Exchange *x509.Certificate
 	// Cipher is the OID of the content cipher for the enclosed key; default 3DES, as Windows.
 	Cipher string
+	// Renews is the certificate that the request renews, RenewsKey its key, which signs too.
+	Renews    *x509.Certificate
+	RenewsKey crypto.Signer
 }
 
 // NewRequest builds a CMC full PKIRequest as a Windows client does ([MS-WCCE] 3.1.1.4.3.1.3, 3.1.1.4.3.6.1).
@@ -172,14 +176,19 @@ func NewRequest(o RequestOptions) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	signer := outgoingSigner{key: o.Key, keyID: id, hash: o.Hash}
+	signers := []outgoingSigner{{key: o.Key, keyID: id, hash: o.Hash}}
+	var certs []*x509.Certificate
+	if o.Renews != nil {
+		signers = append(signers, outgoingSigner{key: o.RenewsKey, cert: o.Renews, hash: o.Hash})
+		certs = append(certs, o.Renews)
+	}
 	var attrs [][]byte
 	if o.Exchange != nil {
 		sealed, err := encloseKey(&o)
 		if err != nil {
 			return nil, err
 		}
-		signer.unsigned = [][]byte{attribute(OIDArchivedKey, sealed)}
+		signers[0].unsigned = [][]byte{attribute(OIDArchivedKey, sealed)}
 		attrs = append(attrs, attribute(OIDArchivedHash, octetString(sum(o.Hash, sealed))))
 	}
 	var b cryptobyte.Builder
@@ -202,7 +211,7 @@ func NewRequest(o RequestOptions) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return signedData(OIDPKIData, body, nil, signer)
+	return signedData(OIDPKIData, body, certs, signers...)
 }
 
 // addAttributesControl writes the CMC add-attributes control for body part 1.
@@ -252,7 +261,11 @@ func newCSR(o *RequestOptions) (der, id []byte, err error) {
 		b.AddASN1Int64(0)
 		b.AddBytes(subject)
 		b.AddBytes(spki)
-		b.AddASN1(tag0, func(b *cryptobyte.Builder) { b.AddBytes(attribute(OIDExtensions, extensionList(extensions))) })
+		attrs := [][]byte{attribute(OIDExtensions, extensionList(extensions))}
+		if o.Renews != nil {
+			attrs = append(attrs, attribute(OIDRenewalCert, o.Renews.Raw))
+		}
+		addSetOf(b, tag0, attrs)
 	})
 	raw, err := info.Bytes()
 	if err != nil {

@@ -4,6 +4,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -212,6 +214,34 @@ func TestAMachineEnrollsWithAPlainRequestAsLinuxClientsSend(t *testing.T) {
 	if _, err := cert.Verify(x509.VerifyOptions{Roots: w.Roots, Intermediates: chain, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestARenewalIsSignedByTheOldKey(t *testing.T) {
+	w := world.Start(t)
+	alice := w.Client(t, "alice")
+	der, oldKey := world.Request(t, "LabUserAuth", nil)
+	reply, err := alice.Submit(t, der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := testpki.Cert(t, reply.Certificate)
+	renew := func(template string, signer crypto.Signer) error {
+		der, err := wcce.NewRequest(wcce.RequestOptions{Key: testpki.RSA(t, 2048), Renews: old, RenewsKey: signer,
+			Extensions: []wcce.Extension{{OID: wcce.OIDTemplateName, Value: wcce.BMPString(template)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reply, err = alice.Submit(t, der)
+		return err
+	}
+	if err := renew("LabUserAuth", oldKey); err != nil {
+		t.Fatal(err)
+	}
+	if renewed := testpki.Cert(t, reply.Certificate); renewed.SerialNumber.Cmp(old.SerialNumber) == 0 || !bytes.Equal(renewed.RawSubject, old.RawSubject) {
+		t.Errorf("renewed %v", renewed.Subject)
+	}
+	wantFault(t, renew("LabUserAuth", testpki.RSA(t, 2048)), hresult.InvalidData, "signer 2")
+	wantFault(t, renew("LabV4", oldKey), hresult.KeyLength)
 }
 
 func TestPendingRequestsWaitForAManager(t *testing.T) {
@@ -476,15 +506,17 @@ func fetch(t testing.TB, url string) []byte {
 type wayward struct {
 	upstream.Issuer
 	change  func(*upstream.Order)
-	fail    error
+	silent  atomic.Bool
 	revoked *big.Int
 }
 
 func (c *wayward) Submit(ctx context.Context, o upstream.Order) (upstream.Result, error) {
-	if c.fail != nil {
-		return upstream.Result{}, c.fail
+	if c.silent.Load() {
+		return upstream.Result{}, os.ErrDeadlineExceeded
 	}
-	c.change(&o)
+	if c.change != nil {
+		c.change(&o)
+	}
 	return c.Issuer.Submit(ctx, o)
 }
 
@@ -523,8 +555,9 @@ func TestACertificateThatDiffersFromTheDecisionIsNotHandedOut(t *testing.T) {
 
 func TestARequestWhoseCAGaveNoAnswerIsResumed(t *testing.T) {
 	w := world.Start(t)
-	real := w.CAs[0].Issuer
-	w.CAs[0].Issuer = &wayward{Issuer: real, fail: os.ErrDeadlineExceeded}
+	ca := &wayward{Issuer: w.CAs[0].Issuer}
+	ca.silent.Store(true)
+	w.CAs[0].Issuer = ca
 	alice := w.Client(t, "alice")
 	der, key := world.Request(t, "LabUserSMIME", alice.Exchange(t))
 	reply, err := alice.Submit(t, der)
@@ -538,7 +571,7 @@ func TestARequestWhoseCAGaveNoAnswerIsResumed(t *testing.T) {
 	if entries, err := w.Escrow.List(background, "alice", 10); err != nil || len(entries) != 1 {
 		t.Errorf("%d archived keys before the certificate exists, %v: the key must be in escrow first", len(entries), err)
 	}
-	w.CAs[0].Issuer = real
+	ca.silent.Store(false)
 	if _, err := w.DB.SQL.Exec("UPDATE requests SET updated = updated - 60000"); err != nil {
 		t.Fatal(err)
 	}
