@@ -98,6 +98,7 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"a template that is not offered", "Nope", "offered are Mail, Web", nil},
 		{"no right to enroll", "Mail", "does not let you enroll", func(s *server, _ *client.Options) { s.policies[0].Enroll = false }},
+		{"no right to enroll at the CA", "Mail", "no CA offers it", func(s *server, _ *client.Options) { s.closed = true }},
 		{"an exchange certificate of another CA", "Mail", "not by the published CA", func(s *server, _ *client.Options) { s.exchangeCert, _ = other.exchange(t, nil) }},
 		{"an exchange certificate of an impostor", "Mail", "not signed by the published CA", func(s *server, _ *client.Options) { s.exchangeCert, _ = impostor.exchange(t, nil) }},
 		{"an expired exchange certificate", "Mail", "not now", func(_ *server, o *client.Options) {
@@ -306,12 +307,16 @@ func TestAnUnreachableServiceIsPassedOver(t *testing.T) {
 	s := newServer(t, webPolicy())
 	o := s.options("Web")
 	o.SANs = []string{"dns:x"}
-	var passed bool
-	o.Progress = func(step, _ string) { passed = passed || step == "service" }
+	var passed []string
+	o.Progress = func(step, detail string) {
+		if step == "service" {
+			passed = append(passed, detail)
+		}
+	}
 	(&twoAddresses{server: s}).attach(t, &o)
 	r, err := client.Enroll(context.Background(), o)
-	if err != nil || r.Certificate == nil || !passed {
-		t.Errorf("%+v, passed over: %t: %v", r, passed, err)
+	if err != nil || r.Certificate == nil || len(passed) != 1 || !strings.HasPrefix(passed[0], "https://127.0.0.1:1/x ") {
+		t.Errorf("%+v, passed over: %q: %v", r, passed, err)
 	}
 }
 

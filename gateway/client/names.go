@@ -12,113 +12,39 @@ import (
 	"github.com/go-ldap/ldap/v3"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
-
-// nameType is an attribute of names: its OID, its string type and its longest value (RFC 5280 appendix A.1).
-type nameType struct {
-	oid asn1.ObjectIdentifier
-	tag cbasn1.Tag
-	max int
-}
-
-func nameTypeOf(short string) (nameType, bool) {
-	text := func(max int, oid ...int) (nameType, bool) { return nameType{oid, cbasn1.UTF8String, max}, true }
-	switch strings.ToUpper(short) {
-	case "CN":
-		return text(64, 2, 5, 4, 3)
-	case "SN":
-		return text(64, 2, 5, 4, 4)
-	case "L":
-		return text(128, 2, 5, 4, 7)
-	case "ST", "S":
-		return text(128, 2, 5, 4, 8)
-	case "STREET":
-		return text(128, 2, 5, 4, 9)
-	case "O":
-		return text(64, 2, 5, 4, 10)
-	case "OU":
-		return text(64, 2, 5, 4, 11)
-	case "T", "TITLE":
-		return text(64, 2, 5, 4, 12)
-	case "G", "GN", "GIVENNAME":
-		return text(64, 2, 5, 4, 42)
-	case "I", "INITIALS":
-		return text(64, 2, 5, 4, 43)
-	case "UID":
-		return text(256, 0, 9, 2342, 19200300, 100, 1, 1)
-	case "C":
-		return nameType{[]int{2, 5, 4, 6}, cbasn1.PrintableString, 2}, true
-	case "SERIALNUMBER":
-		return nameType{[]int{2, 5, 4, 5}, cbasn1.PrintableString, 64}, true
-	case "DC":
-		return nameType{[]int{0, 9, 2342, 19200300, 100, 1, 25}, cbasn1.IA5String, 63}, true
-	case "E", "EMAIL", "EMAILADDRESS":
-		return nameType{[]int{1, 2, 840, 113549, 1, 9, 1}, cbasn1.IA5String, 255}, true
-	}
-	return nameType{}, false
-}
 
 // SubjectDER encodes a name in the text form of RFC 4514, "CN=host,OU=servers,O=Example,C=DE". The last part of the text
 // is the first of the encoding.
 func SubjectDER(text string) ([]byte, error) {
-	dn, err := ldap.ParseDN(text)
+	parsed, err := ldap.ParseDN(text)
 	if err != nil {
 		return nil, fmt.Errorf("subject %q: %w", text, err)
 	}
-	if len(dn.RDNs) == 0 {
+	if len(parsed.RDNs) == 0 {
 		return nil, fmt.Errorf("subject %q: empty", text)
 	}
-	var b cryptobyte.Builder
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		for _, rdn := range slices.Backward(dn.RDNs) {
-			var parts [][]byte
-			for _, a := range rdn.Attributes {
-				part, partErr := namePart(a.Type, a.Value)
-				if partErr != nil {
-					err = partErr
-					return
-				}
-				parts = append(parts, part)
-			}
-			slices.SortFunc(parts, slices.Compare) // DER order of a SET OF
-			b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddBytes(slices.Concat(parts...)) })
+	var rdns [][]dn.RDN
+	for _, rdn := range slices.Backward(parsed.RDNs) {
+		var parts []dn.RDN
+		for _, a := range rdn.Attributes {
+			parts = append(parts, dn.RDN{Type: a.Type, Value: a.Value})
 		}
-	})
+		rdns = append(rdns, parts)
+	}
+	der, err := dn.Encode(rdns)
 	if err != nil {
 		return nil, fmt.Errorf("subject %q: %w", text, err)
 	}
-	return b.Bytes()
-}
-
-func namePart(short, value string) ([]byte, error) {
-	t, ok := nameTypeOf(strings.TrimSpace(short))
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("attribute type %q is not known", short)
-	case value == "" || !utf8.ValidString(value) || strings.ContainsFunc(value, isControl):
-		return nil, fmt.Errorf("%s is empty or holds what is no text", short)
-	case utf8.RuneCountInString(value) > t.max:
-		return nil, fmt.Errorf("%s has more than %d characters", short, t.max)
-	case t.tag == cbasn1.IA5String && !isASCII(value), t.tag == cbasn1.PrintableString && strings.ContainsFunc(value, notPrintable):
-		return nil, fmt.Errorf("%s=%q holds characters that this attribute cannot have", short, value)
-	}
-	var b cryptobyte.Builder
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1ObjectIdentifier(t.oid)
-		b.AddASN1(t.tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(value)) })
-	})
-	return b.Bytes()
+	return der, nil
 }
 
 func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 
 func isASCII(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
-}
-
-// notPrintable tells what a PrintableString cannot hold (X.680 41.4).
-func notPrintable(r rune) bool {
-	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(" '()+,-./:=?", r)
 }
 
 // SANValue encodes alternative names: "dns:host", "email:user@domain", "upn:user@domain", "ip:address".
@@ -173,7 +99,7 @@ func addGeneralName(b *cryptobyte.Builder, name string) error {
 			})
 		})
 	default:
-		return fmt.Errorf("alternative name %q: begin with dns:, email:, upn: or ip:", name)
+		return fmt.Errorf("alternative name %q: the kinds are dns:, email:, upn: and ip: before the name", name)
 	}
 	return nil
 }

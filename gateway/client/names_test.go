@@ -75,14 +75,16 @@ func TestNamesThatCannotBeEncodedAreErrors(t *testing.T) {
 	}
 }
 
-// twoAddresses publishes an address where nobody listens before that of the server.
+// twoAddresses publishes an address where nobody listens before that of the server, and some that are not for us.
 type twoAddresses struct{ *server }
 
 func (b *twoAddresses) Policies(ctx context.Context, c templates.Caller, r soap.GetPoliciesRequest) (*soap.Policies, error) {
 	p, err := b.server.Policies(ctx, c, r)
 	p.CAs[0].URIs[0].Priority = ptr(2)
 	p.CAs[0].URIs = append(p.CAs[0].URIs, soap.CAURI{ClientAuthentication: soap.AuthKerberos, URI: "https://127.0.0.1:1/x", Priority: ptr(1)},
-		soap.CAURI{ClientAuthentication: soap.AuthPassword, URI: "https://127.0.0.1:1/y", Priority: ptr(0)})
+		soap.CAURI{ClientAuthentication: soap.AuthPassword, URI: "https://127.0.0.1:1/y", Priority: ptr(0)},
+		soap.CAURI{ClientAuthentication: soap.AuthKerberos, URI: "https://127.0.0.1:1/z", Priority: ptr(0), RenewalOnly: true},
+		soap.CAURI{ClientAuthentication: soap.AuthKerberos, URI: "http://127.0.0.1:1/plain", Priority: ptr(0)})
 	return p, err
 }
 

@@ -85,6 +85,7 @@ type server struct {
 	swapKey  bool                 // certifies another key
 	token    func([]byte) []byte  // bends the certificate beside the response
 	noAnswer bool                 // leaves out the CMC response
+	closed   bool                 // nobody may enroll at the CA
 
 	mu      sync.Mutex
 	waiting []byte // the request under submission
@@ -112,7 +113,7 @@ func (s *server) options(template string) client.Options {
 }
 
 func (s *server) Policies(context.Context, templates.Caller, soap.GetPoliciesRequest) (*soap.Policies, error) {
-	return &soap.Policies{ID: "{1}", Policies: s.policies, CAs: []soap.CA{{Certificate: s.ca.cert.Raw, EnrollPermission: true,
+	return &soap.Policies{ID: "{1}", Policies: s.policies, CAs: []soap.CA{{Certificate: s.ca.cert.Raw, EnrollPermission: !s.closed,
 		URIs: []soap.CAURI{{ClientAuthentication: soap.AuthKerberos, URI: s.url + "/Test%20CA" + soap.DefaultCESSuffix}}}}}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // body is the content of a CMC message, with the controls in order (RFC 5272 3.2.1, 3.2.2).
@@ -174,7 +175,7 @@ func (r *Response) readStatus(der []byte) error {
 		!seq.ReadOptionalASN1(&text, &hasText, cbasn1.UTF8String) {
 		return errors.New("the status is malformed")
 	}
-	r.Text = cleanText(text)
+	r.Text = dn.Clean(string(text))
 	switch wcce.Status(r.Status) {
 	case wcce.StatusIssued:
 		r.State = "issued"
@@ -186,7 +187,7 @@ func (r *Response) readStatus(der []byte) error {
 		r.State = "unknown"
 	}
 	if seq.ReadASN1(&pend, cbasn1.SEQUENCE) && pend.ReadASN1(&token, cbasn1.OCTET_STRING) {
-		r.RequestID = cleanText(token)
+		r.RequestID = dn.Clean(string(token))
 	}
 	return nil
 }
@@ -230,7 +231,7 @@ func (r *Report) describeCertificate(der []byte) error {
 // outline names a certificate.
 func outline(cert *x509.Certificate) *Certificate {
 	h := sha1.Sum(cert.Raw)
-	return &Certificate{Subject: nameText(cert.RawSubject), Issuer: nameText(cert.RawIssuer), Serial: serialText(cert.SerialNumber),
+	return &Certificate{Subject: dn.Show(cert.RawSubject), Issuer: dn.Show(cert.RawIssuer), Serial: serialText(cert.SerialNumber),
 		NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, SHA1: hex.EncodeToString(h[:])}
 }
 

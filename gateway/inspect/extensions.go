@@ -11,6 +11,7 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // addExtension lists one extension, and takes the template from the two that name it ([MS-WCCE] 2.2.2.7.7).
@@ -249,17 +250,17 @@ func generalNames(der []byte) (string, bool) {
 func generalName(tag cbasn1.Tag, value cryptobyte.String) string {
 	switch tag {
 	case cbasn1.Tag(1).ContextSpecific():
-		return "email:" + cleanText(value)
+		return "email:" + dn.Clean(string(value))
 	case cbasn1.Tag(2).ContextSpecific():
-		return "dns:" + cleanText(value)
+		return "dns:" + dn.Clean(string(value))
 	case cbasn1.Tag(6).ContextSpecific():
-		return "uri:" + cleanText(value)
+		return "uri:" + dn.Clean(string(value))
 	case cbasn1.Tag(7).ContextSpecific():
 		if len(value) == net.IPv4len || len(value) == net.IPv6len {
 			return "ip:" + net.IP(value).String()
 		}
 	case cbasn1.Tag(4).ContextSpecific().Constructed():
-		return "directory name:" + nameText(value)
+		return "directory name:" + dn.Show(value)
 	case tag0:
 		return otherNameText(value)
 	}
@@ -281,7 +282,7 @@ func otherNameText(value cryptobyte.String) string {
 		}
 	case "1.3.6.1.4.1.311.25.2.1":
 		if sid := octetsOf(wrapped); sid != nil {
-			return "sid:" + cleanText(sid)
+			return "sid:" + dn.Clean(string(sid))
 		}
 	case "1.3.6.1.4.1.311.25.1":
 		if guid := octetsOf(wrapped); guid != nil {

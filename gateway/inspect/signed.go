@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // Where an attribute stood.
@@ -69,7 +70,7 @@ func (r *Report) describeSigned(der []byte, key crypto.Decrypter) error {
 
 // describeCSR fills in what a PKCS#10 request says. Inside CMS its signature may be a bare hash.
 func (r *Report) describeCSR(csr *wcce.CSR, inCMS bool) {
-	r.Subject = nameText(csr.RawSubject)
+	r.Subject = dn.Show(csr.RawSubject)
 	r.PublicKey = describePublicKey(csr.PublicKey)
 	r.SignatureAlgorithm = named(csr.Algorithm)
 	r.Possession = &Possession{}
@@ -162,7 +163,7 @@ func (r *Report) addSigners(sd *wcce.SignedData, csr *wcce.CSR) {
 		if si.KeyID != nil {
 			out.KeyID = hex.EncodeToString(si.KeyID)
 		} else {
-			out.Issuer, out.Serial = nameText(si.Issuer), serialText(si.Serial)
+			out.Issuer, out.Serial = dn.Show(si.Issuer), serialText(si.Serial)
 		}
 		key, role, err := signerKey(sd, si, csr)
 		if csr != nil {
@@ -183,7 +184,7 @@ func (r *Report) addSigners(sd *wcce.SignedData, csr *wcce.CSR) {
 }
 
 func (r *Report) isRenewed(si *wcce.SignerInfo) bool {
-	return r.Renewal != nil && si.Serial != nil && serialText(si.Serial) == r.Renewal.Serial && nameText(si.Issuer) == r.Renewal.Issuer
+	return r.Renewal != nil && si.Serial != nil && serialText(si.Serial) == r.Renewal.Serial && dn.Show(si.Issuer) == r.Renewal.Issuer
 }
 
 // signerKey finds the key that a signature must verify with, and the role that its holder has.
@@ -303,7 +304,7 @@ func describeRecipient(r *wcce.Recipient) Recipient {
 	if r.KeyID != nil {
 		out.KeyID = hex.EncodeToString(r.KeyID)
 	} else {
-		out.Issuer, out.Serial = nameText(r.Issuer), serialText(r.Serial)
+		out.Issuer, out.Serial = dn.Show(r.Issuer), serialText(r.Serial)
 	}
 	return out
 }

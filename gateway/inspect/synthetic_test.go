@@ -5,11 +5,17 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"math/big"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/enrollgate/enrollgate/gateway/inspect"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -94,5 +100,60 @@ func TestAnArchivedKeyOfAnotherRequestIsNoticed(t *testing.T) {
 	bad := describe(t, bytes.Replace(der, req.Archived.Raw, other, 1), exchange).ArchivedKey
 	if !bad.Opened || bad.MatchesRequest == nil || *bad.MatchesRequest || *bad.HashValid {
 		t.Errorf("after: %+v", bad)
+	}
+}
+
+func TestSignaturesAndHashesThatDoNotFitAreSaid(t *testing.T) {
+	key := testpki.RSA(t, 2048)
+	_, cert := testpki.Agent(t, "alice", time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "host"}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr[len(csr)-1] ^= 1
+	r := describe(t, csr, nil)
+	if r.Possession.Verified || r.Possession.Error == "" || r.Signers[0].Verified || r.Problem == "" || r.Subject != "CN=host" {
+		t.Errorf("request %+v, %+v", r.Possession, r.Signers)
+	}
+
+	der, err := wcce.FullResponse(wcce.Response{Text: "Issued", Certificate: cert, Signer: cert}, key, crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = describe(t, der, nil) // signed by a key that is not the signer's
+	if r.Signers[0].Verified || !strings.Contains(r.Problem, "does not verify") || !*r.Response.HashValid || r.Certificate == nil {
+		t.Errorf("response %+v, problem %q", r.Signers, r.Problem)
+	}
+	hash := wcce.SHA1Of(cert.Raw)
+	other := bytes.Clone(hash)
+	other[0] ^= 1
+	r = describe(t, bytes.Replace(der, hash, other, 1), nil)
+	if *r.Response.HashValid || r.Certificate != nil || r.Problem == "" || r.Response.State != "issued" {
+		t.Errorf("response %+v, problem %q", r.Response, r.Problem)
+	}
+}
+
+// TestANullSignatureIsShown makes the request by which a client leaves the proof to the outer signature.
+func TestANullSignatureIsShown(t *testing.T) {
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, testpki.RSA(t, 2048))
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha256.Sum256(csr.RawTBSCertificateRequest)
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(csr.RawTBSCertificateRequest)
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1})
+		})
+		b.AddASN1BitString(digest[:])
+	})
+	r := describe(t, b.BytesOrPanic(), nil)
+	if !r.NullSignature || r.Possession.Verified || r.Signers[0].Verified || !strings.Contains(r.Problem, "only inside CMC") || r.SignatureAlgorithm != "SHA-256" {
+		t.Errorf("%+v, %+v, problem %q", r, r.Possession, r.Problem)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // addAttributes lists each value of each attribute, and takes the template from name/value pairs.
@@ -84,7 +85,7 @@ func clientInfoText(der []byte) (string, bool) {
 		!seq.ReadASN1(&user, cbasn1.UTF8String) || !seq.ReadASN1(&process, cbasn1.UTF8String) {
 		return "", false
 	}
-	return fmt.Sprintf("client %d, machine %s, user %s, process %s", id, cleanText(machine), cleanText(user), cleanText(process)), true
+	return fmt.Sprintf("client %d, machine %s, user %s, process %s", id, dn.Clean(string(machine)), dn.Clean(string(user)), dn.Clean(string(process))), true
 }
 
 // providerText reads the cryptographic provider ([MS-WCCE] 2.2.2.7.2).
@@ -97,7 +98,7 @@ func providerText(der []byte) (string, bool) {
 		return "", false
 	}
 	use := map[int64]string{0: "CNG", 1: "key exchange", 2: "signature"}[spec]
-	return fmt.Sprintf("%s (key spec %d, %s)", decodeString(tag, name), spec, use), true
+	return fmt.Sprintf("%s (key spec %d, %s)", dn.Decode(tag, name), spec, use), true
 }
 
 // pairsOf reads a name/value pair, or a sequence of them, or "name=value&…" in registration information
@@ -106,7 +107,7 @@ func pairsOf(oid string, der []byte) []wcce.NameValue {
 	var out []wcce.NameValue
 	switch oid {
 	case wcce.OIDCMCRegInfo:
-		for item := range strings.SplitSeq(cleanText(octetsOf(der)), "&") {
+		for item := range strings.SplitSeq(dn.Clean(string(octetsOf(der))), "&") {
 			if name, value, ok := strings.Cut(item, "="); ok {
 				out = append(out, wcce.NameValue{Name: name, Value: value})
 			}
@@ -130,14 +131,14 @@ func pairsOf(oid string, der []byte) []wcce.NameValue {
 			if !pair.ReadAnyASN1(&name, &nameTag) || !pair.ReadAnyASN1(&value, &valueTag) {
 				return out
 			}
-			out = append(out, wcce.NameValue{Name: decodeString(nameTag, name), Value: decodeString(valueTag, value)})
+			out = append(out, wcce.NameValue{Name: dn.Decode(nameTag, name), Value: dn.Decode(valueTag, value)})
 		}
 	}
 	return out
 }
 
 func certificateText(cert *x509.Certificate) string {
-	return fmt.Sprintf("%s, serial %s", nameText(cert.RawSubject), serialText(cert.SerialNumber))
+	return fmt.Sprintf("%s, serial %s", dn.Show(cert.RawSubject), serialText(cert.SerialNumber))
 }
 
 func envelopedText(der []byte) (string, bool) {
@@ -189,8 +190,8 @@ func stringText(der []byte) (string, bool) {
 		return "", false
 	}
 	switch tag {
-	case tagBMP, cbasn1.UTF8String, cbasn1.PrintableString, cbasn1.IA5String, cbasn1.T61String:
-		return decodeString(tag, value), true
+	case cbasn1.Tag(30), cbasn1.UTF8String, cbasn1.PrintableString, cbasn1.IA5String, cbasn1.T61String:
+		return dn.Decode(tag, value), true
 	}
 	return "", false
 }

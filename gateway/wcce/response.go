@@ -172,6 +172,7 @@ func (r *Response) readBody(der []byte) (certHash []byte, err error) {
 		!seq.ReadASN1(&cms, cbasn1.SEQUENCE) || !seq.ReadASN1(&other, cbasn1.SEQUENCE) || !seq.Empty() {
 		return nil, errors.New("malformed body")
 	}
+	hasStatus := false
 	for !controls.Empty() {
 		var control, values cryptobyte.String
 		var id int64
@@ -182,13 +183,16 @@ func (r *Response) readBody(der []byte) (certHash []byte, err error) {
 		}
 		switch oid.String() {
 		case OIDCMCStatusInfo:
-			err = r.readStatus(values)
+			hasStatus, err = true, r.readStatus(values)
 		case OIDCMCAddAttrs:
 			certHash, err = r.readHashes(values)
 		}
 		if err != nil {
 			return nil, err
 		}
+	}
+	if !hasStatus { // the zero value would mean issued
+		return nil, errors.New("the status is missing")
 	}
 	return certHash, nil
 }
