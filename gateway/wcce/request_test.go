@@ -208,14 +208,29 @@ func TestANullSignatureCountsOnlyInsideCMS(t *testing.T) {
 	wantCode(t, "signed by another key under this key's name", err, hresult.InvalidData, "signer 1")
 }
 
+// renewal is what a renewal is made of.
+type renewal struct {
+	csr                []byte // for the new key, with the old certificate in it
+	old, ca            *x509.Certificate
+	oldKey, newKey     *rsa.PrivateKey
+	caKey              *rsa.PrivateKey
+	subject, oldSigner wcce.SignerForTest
+}
+
+func newRenewal(t testing.TB) *renewal {
+	t.Helper()
+	r := &renewal{oldKey: testpki.RSA(t, 2048), newKey: testpki.RSA(t, 2048), caKey: testpki.RSA(t, 2048)}
+	r.ca = certFor(t, "CA", nil, r.caKey.Public(), r.caKey)
+	r.old = certFor(t, "alice", r.ca, r.oldKey.Public(), r.caKey)
+	r.csr = csrParts{key: r.newKey, attributes: [][]byte{wcce.AttributeForTest(wcce.OIDRenewalCert, r.old.Raw)}}.der(t)
+	r.oldSigner = wcce.SignerForTest{Key: r.oldKey, Cert: r.old}
+	r.subject = wcce.SignerForTest{Key: r.newKey, KeyID: keyID(t, r.newKey.Public())}
+	return r
+}
+
 func TestRenewals(t *testing.T) {
-	oldKey, newKey := testpki.RSA(t, 2048), testpki.RSA(t, 2048)
-	caKey := testpki.RSA(t, 2048)
-	ca := certFor(t, "CA", nil, caKey.Public(), caKey)
-	old := certFor(t, "alice", ca, oldKey.Public(), caKey)
-	csr := csrParts{key: newKey, attributes: [][]byte{wcce.AttributeForTest(wcce.OIDRenewalCert, old.Raw)}}.der(t)
-	oldSigner := wcce.SignerForTest{Key: oldKey, Cert: old}
-	subject := wcce.SignerForTest{Key: newKey, KeyID: keyID(t, newKey.Public())}
+	n := newRenewal(t)
+	csr, old, oldKey, subject, oldSigner := n.csr, n.old, n.oldKey, n.subject, n.oldSigner
 	certs := []*x509.Certificate{old}
 
 	theirs, err := pkcs7.NewSignedData(csr)
@@ -261,19 +276,24 @@ func TestRenewals(t *testing.T) {
 			t.Errorf("%s: %s, renewal %t, roles %v", name, r.Format, r.Renewal != nil, roles)
 		}
 	}
+}
 
-	_, err = wcce.ParseRequest(csr)
+func TestRenewalsThatTheOldKeyDidNotSignAreRefused(t *testing.T) {
+	n := newRenewal(t)
+	csr, old, subject, oldSigner := n.csr, n.old, n.subject, n.oldSigner
+	certs := []*x509.Certificate{old}
+	_, err := wcce.ParseRequest(csr)
 	wantCode(t, "bare PKCS#10", err, hresult.BadRenewalCertAttribute, "has not signed")
 	_, err = wcce.ParseRequest(message(t, wcce.OIDPKIData, cmc(csr), certs, subject))
 	wantCode(t, "without the old key's signature", err, hresult.BadRenewalCertAttribute, "has not signed")
 	_, err = wcce.ParseRequest(message(t, wcce.OIDPKIData, cmc(csr), nil, subject, oldSigner))
 	wantCode(t, "without the old certificate", err, hresult.InvalidData, "signer 2")
-	_, err = wcce.ParseRequest(message(t, wcce.OIDPKIData, cmc(csr), certs, subject, wcce.SignerForTest{Key: newKey, Cert: old}))
+	_, err = wcce.ParseRequest(message(t, wcce.OIDPKIData, cmc(csr), certs, subject, wcce.SignerForTest{Key: n.newKey, Cert: old}))
 	wantCode(t, "the old key's name on another key's signature", err, hresult.InvalidData, "signer 2")
 
 	agentKey := testpki.RSA(t, 2048)
-	agent := certFor(t, "agent", ca, agentKey.Public(), caKey)
-	plain := csrParts{key: newKey}.der(t)
+	agent := certFor(t, "agent", n.ca, agentKey.Public(), n.caKey)
+	plain := csrParts{key: n.newKey}.der(t)
 	r, err := wcce.ParseRequest(message(t, wcce.OIDPKIData, cmc(plain), []*x509.Certificate{agent}, subject, wcce.SignerForTest{Key: agentKey, Cert: agent}))
 	if err != nil || r.Renewal != nil || r.ExtraSigners() != 1 || r.Signers[1].Role != "additional" {
 		t.Errorf("an additional signer: %v", err)
