@@ -195,6 +195,11 @@ func (g *Gateway) begin(ctx context.Context, row *ledger.Row, record *escrow.Rec
 
 // issue sends a row to its CA, checks what comes back, closes the row and makes the reply. It is safe to repeat.
 func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
+	if row.State == ledger.Approved {
+		if err := g.checkStillEnabled(ctx, row); err != nil {
+			return nil, err
+		}
+	}
 	order, err := orderOf(row)
 	if err != nil {
 		return nil, err
@@ -212,13 +217,32 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 		if result.Certificate != nil {
 			row.Certificate, row.Serial = result.Certificate.Raw, ledger.SerialText(result.Certificate)
 		}
-		g.logRow(row, "the CA has answered")
+		g.logRow(row, "request ended: "+string(result.State))
 	default: // somebody else finished it, or the disk failed: the ledger knows
 		if row, err = g.Ledger.Get(ctx, row.ID); err != nil {
 			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again for request %d", row.ID)
 		}
 	}
 	return g.reply(ca, row)
+}
+
+// checkStillEnabled refuses a request whose account was disabled or deleted while it waited for a manager. Where the
+// directory cannot be asked the request stays approved, for later.
+func (g *Gateway) checkStillEnabled(ctx context.Context, row *ledger.Row) error {
+	subject, err := g.Directory.Subject(ctx, row.CallerSID)
+	switch {
+	case err == nil && !subject.Disabled:
+		return nil
+	case err == nil:
+		err = hresult.New(hresult.AccountDisabled, "the account %s was disabled while the request waited", row.Caller)
+	case hresult.From(err).Code != hresult.NoSuchUser:
+		return err
+	}
+	e := hresult.From(err)
+	if err := g.Ledger.Finish(ctx, row.ID, "gateway", ledger.Result{State: ledger.Denied, HResult: e.Code, Message: e.Text}); err != nil {
+		return hresult.Wrap(hresult.ServerUnavailable, err, "the refusal could not be recorded; ask again for request %d", row.ID)
+	}
+	return &Refusal{RequestID: row.ID, Err: e}
 }
 
 // orderOf is what the CA gets: the PKCS#10 request, never the message that the archived key was in.

@@ -71,6 +71,9 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 			g.DB.Close()
 		}
 	}()
+	if err := forbidCoreDumps(); err != nil {
+		return nil, err
+	}
 	if g.DB, err = store.Open(ctx, filepath.Join(cfg.Data, "enrollgate.db")); err != nil {
 		return nil, err
 	}

@@ -32,9 +32,6 @@ const (
 
 // Run serves until ctx ends, then finishes the requests under way. ready is called once the listeners are open.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
-	if err := forbidCoreDumps(); err != nil {
-		return err
-	}
 	servers, err := g.listen()
 	if err != nil {
 		return err

@@ -207,7 +207,7 @@ func (a *app) finishEnroll(f *enrollFlags, r *client.Result) error {
 			row(w, "Serial number", cert.SerialNumber.Text(16))
 			row(w, "Valid until", day(cert.NotAfter))
 			row(w, "Key archived", yesNo(r.ArchivedConfirmed))
-			row(w, "Files", strings.Join([]string{f.out + ".pem", f.out + ".key", f.p12()}, " "))
+			row(w, "Files", strings.TrimSpace(f.out+".pem "+f.out+".key "+f.p12()))
 		})
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // result turns a reply into a Result, after all that it claims was checked.
@@ -45,7 +46,7 @@ func (s *session) result(p *Pending, reply *soap.TokenReply) (*Result, error) {
 			return nil, fmt.Errorf("the issued certificate: %w", err)
 		}
 	}
-	s.progress("issued", "%s, serial %x", r.Certificate.Subject, r.Certificate.SerialNumber)
+	s.progress("issued", "%s, serial %x", dn.Show(r.Certificate.RawSubject), r.Certificate.SerialNumber)
 	return r, nil
 }
 

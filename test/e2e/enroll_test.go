@@ -129,20 +129,13 @@ func TestRefusalsSayWhy(t *testing.T) {
 		})
 	}
 	t.Run("a disabled account with an old ticket", func(t *testing.T) {
-		setControl := func(value string) {
-			m := ldap.NewModifyRequest("CN=Dave Draper,CN=Users,"+world.Env("LAB_BASE_DN"), nil)
-			m.Replace("userAccountControl", []string{value})
-			if err := world.Admin(t).Modify(m); err != nil {
-				t.Fatal(err)
-			}
-		}
-		setControl("512")
-		t.Cleanup(func() { setControl("514") })
+		setAccountControl(t, "CN=Dave Draper", "512")
+		t.Cleanup(func() { setAccountControl(t, "CN=Dave Draper", "514") })
 		dave := w.Client(t, "dave")
 		if dave.Policy(t, "LabUserSMIME") == nil {
 			t.Fatal("dave is not offered the template while he is enabled")
 		}
-		setControl("514")
+		setAccountControl(t, "CN=Dave Draper", "514")
 		der, _ := world.Request(t, "LabUserSMIME", exchange)
 		_, err := dave.Submit(t, der)
 		wantFault(t, err, hresult.AccountDisabled, "disabled")
@@ -290,6 +283,26 @@ func TestPendingRequestsWaitForAManager(t *testing.T) {
 	wantFault(t, err, hresult.AdminDeniedRequest, "not this name")
 	_, err = helpdesk.Poll(t, "999999")
 	wantFault(t, err, hresult.PropertyEmpty)
+	// Approved, but the account was disabled meanwhile.
+	id = submit()
+	setAccountControl(t, "CN=Help Desk", "514")
+	t.Cleanup(func() { setAccountControl(t, "CN=Help Desk", "512") })
+	time.Sleep(3200 * time.Millisecond) // what the gateway knows of an account may be 3 s old
+	if err := w.Ledger.Decide(background, number(id), "manager", true, ""); err != nil {
+		t.Fatal(err)
+	}
+	_, err = helpdesk.Poll(t, id)
+	wantFault(t, err, hresult.AccountDisabled, "while the request waited")
+}
+
+// setAccountControl enables (512) or disables (514) an account.
+func setAccountControl(t testing.TB, cn, value string) {
+	t.Helper()
+	m := ldap.NewModifyRequest(cn+",CN=Users,"+world.Env("LAB_BASE_DN"), nil)
+	m.Replace("userAccountControl", []string{value})
+	if err := world.Admin(t).Modify(m); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
