@@ -21,11 +21,11 @@ demo: deps build
 demo-shell: deps build
 	@bin/enrollgate demo --shell
 
-# Standard output has only what CMD prints, and make ends with CMD's exit code (without the extension in test/demo, which
+# Standard output has only what CMD prints, and make ends with CMD's exit code (without the extension in test/make, which
 # needs a C compiler, make turns every code but 0 into 2).
 ifneq ($(filter demo-run,$(MAKECMDGOALS)),)
 -load bin/makeexit.so
-bin/makeexit.so: test/demo/makeexit.c
+bin/makeexit.so: test/make/makeexit.c
 	@mkdir -p bin && { cc -shared -fPIC -o $@ $<; } >/dev/null 2>&1
 endif
 

@@ -62,6 +62,9 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 		return nil, g.deny(ctx, row, err)
 	}
 	if err := g.begin(ctx, row, record); err != nil {
+		if earlier, ok := errors.AsType[*ledger.DuplicateError](err); ok {
+			return g.await(ctx, ca, earlier.ID)
+		}
 		return nil, err
 	}
 	if row.State == ledger.Pending {
@@ -186,12 +189,42 @@ func (g *Gateway) begin(ctx context.Context, row *ledger.Row, record *escrow.Rec
 		_, err := record.Insert(tx, g.now(), id, "gateway", row.Caller, row.Profile.SubjectText)
 		return err
 	})
+	if _, ok := errors.AsType[*ledger.DuplicateError](err); ok {
+		return err
+	}
 	if err != nil {
 		return hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be recorded; try again")
 	}
 	row.ID = id
 	return nil
 }
+
+// await answers a repeated request with the answer to the first one: at once if there is one, or as soon as there is,
+// else that it is pending.
+func (g *Gateway) await(ctx context.Context, ca *CA, id int64) (*Reply, error) {
+	deadline := time.After(awaitTime)
+	for {
+		row, err := g.Ledger.Get(ctx, id)
+		if err != nil {
+			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be looked up; try again")
+		}
+		if row.State != ledger.Open {
+			return g.reply(ca, row)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-deadline:
+			return g.reply(ca, row)
+		case <-time.After(awaitPoll):
+		}
+	}
+}
+
+const (
+	awaitTime = 10 * time.Second
+	awaitPoll = 20 * time.Millisecond
+)
 
 // issue sends a row to its CA, checks what comes back, closes the row and makes the reply. It is safe to repeat.
 func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {

@@ -165,8 +165,9 @@ func (g *Gateway) health(w http.ResponseWriter) {
 	send(w, "text/plain; charset=utf-8", []byte("ok\n"))
 }
 
+// tlsConfig offers no ALPN protocol: a client that asks for HTTP/1.0 or HTTP/2 is answered in HTTP/1.1, not cut off.
 func (g *Gateway) tlsConfig(cert *certificateFile) *tls.Config {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get, NextProtos: []string{"http/1.1"}}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: cert.get}
 	if g.Config.TLS.MaxVersion == "1.2" {
 		c.MaxVersion = tls.VersionTLS12
 	}

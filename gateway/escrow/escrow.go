@@ -119,10 +119,22 @@ func errEnclosed(cause error) error {
 		WithFix("enroll again, so that the client fetches the current exchange certificate")
 }
 
+// failureTime is longer than opening and proving a key of any size that clients send takes, even on a busy machine. It
+// also limits how fast one connection can try.
+const failureTime = 100 * time.Millisecond
+
 // Open takes the enclosed private key out of a verified request: decrypts it, proves that it is the private half of the
 // request's public key, and seals it to the agents. The key in the clear exists only inside this call, in memory that is
 // wiped before it returns.
-func (e *Escrow) Open(ca string, r *wcce.Request) (*Record, error) {
+//
+// A refusal takes the same time whatever the reason: it is given failureTime after the call.
+func (e *Escrow) Open(ca string, r *wcce.Request) (record *Record, err error) {
+	begin := time.Now()
+	defer func() {
+		if err != nil {
+			time.Sleep(failureTime - time.Since(begin))
+		}
+	}()
 	agents, err := e.validAgents()
 	if err != nil {
 		return nil, err

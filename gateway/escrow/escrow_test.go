@@ -243,7 +243,11 @@ func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
 	for name, raw := range cases {
 		r := *good
 		r.Archived = &wcce.ArchivedKey{Raw: raw}
+		begin := time.Now()
 		_, err := v.Open("Test CA", &r)
+		if took := time.Since(begin); took < 99*time.Millisecond {
+			t.Errorf("%s: refused after %s, which tells it from the others", name, took)
+		}
 		if err == nil {
 			t.Errorf("%s: accepted", name)
 			continue

@@ -78,8 +78,34 @@ func New(db *store.DB, now func() time.Time) *Ledger { return &Ledger{db: db, no
 // ErrNotFound is a request that does not exist.
 var ErrNotFound = errors.New("no such request")
 
+// DuplicateError is a request that the same caller sent before, octet for octet: while the first one is unfinished, or
+// a moment after it was answered. The answer to the second is that of the first.
+type DuplicateError struct{ ID int64 }
+
+func (e *DuplicateError) Error() string { return fmt.Sprintf("the same request is recorded as %d", e.ID) }
+
+// duplicateWindow is how long after a certificate was issued the same octets are taken for a repetition. Later they are
+// a new request: a client that renews with the same key sends just that.
+const duplicateWindow = 15 * time.Second
+
+// duplicate finds an earlier request with the same octets of the same caller.
+func duplicate(tx *sql.Tx, r *Row, now time.Time) error {
+	var id int64
+	err := tx.QueryRow(`SELECT id FROM requests WHERE fingerprint = ? AND caller_sid = ? AND
+		(state IN ('open', 'pending', 'approved', 'waiting') OR state = 'issued' AND updated > ?) ORDER BY id DESC LIMIT 1`,
+		r.Fingerprint, string(r.CallerSID), now.Add(-duplicateWindow).UnixMilli()).Scan(&id)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("ledger: %w", err)
+	}
+	return &DuplicateError{id}
+}
+
 // Begin records a new request in state Open, Pending or Denied and returns its number when it is durable. together runs
-// in the same transaction: what it writes, the archived key, exists if and only if the row does.
+// in the same transaction: what it writes, the archived key, exists if and only if the row does. A repetition of a request
+// that is under way is a *DuplicateError.
 func (l *Ledger) Begin(ctx context.Context, r *Row, together func(tx *sql.Tx, id int64) error) (int64, error) {
 	profile, err := json.Marshal(r.Profile)
 	if err != nil {
@@ -92,6 +118,11 @@ func (l *Ledger) Begin(ctx context.Context, r *Row, together func(tx *sql.Tx, id
 	var id int64
 	err = l.db.Write(ctx, func(tx *sql.Tx) error {
 		now := l.now()
+		if r.State != Denied {
+			if err := duplicate(tx, r, now); err != nil {
+				return err
+			}
+		}
 		res, err := tx.Exec(`INSERT INTO requests (state, created, updated, caller, caller_sid, template, ca, transport, archived, fingerprint,
 			csr, profile, checks, key_hash, hresult, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			string(r.State), now.UnixMilli(), now.UnixMilli(), r.Caller, string(r.CallerSID), r.Template, r.CA, r.Transport, r.Archived,

@@ -2,6 +2,7 @@ package ledger_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
@@ -19,7 +21,7 @@ var background = context.Background()
 func begin(t testing.TB, l *ledger.Ledger, state ledger.State) int64 {
 	t.Helper()
 	id, err := l.Begin(background, &ledger.Row{State: state, Caller: "alice@LAB.TEST", CallerSID: "S-1-5-21-1", Template: "T", CA: "C", Transport: "test",
-		Fingerprint: []byte{1}, Profile: templates.CertificateProfile{SubjectText: "CN=alice"}, Checks: []templates.Check{{Name: "x", Pass: true}}}, nil)
+		Fingerprint: []byte(rand.Text()), Profile: templates.CertificateProfile{SubjectText: "CN=alice"}, Checks: []templates.Check{{Name: "x", Pass: true}}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,5 +110,37 @@ func TestRowsComeBackWhole(t *testing.T) {
 	rows, err := l.Unfinished(background, 10)
 	if err != nil || len(rows) != 1 || rows[0].ID != open {
 		t.Errorf("unfinished: %v, %v", rows, err)
+	}
+}
+
+func TestARepeatedRequestIsTheSameRequestForAMoment(t *testing.T) {
+	now := time.Now()
+	l := ledger.New(testpki.DB(t), func() time.Time { return now })
+	send := func(sid security.SID) (int64, error) {
+		return l.Begin(background, &ledger.Row{State: ledger.Open, CallerSID: sid, Fingerprint: []byte("same octets")}, nil)
+	}
+	first, err := send("S-1-5-21-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := func(want string) {
+		t.Helper()
+		_, err := send("S-1-5-21-1")
+		if d, ok := errors.AsType[*ledger.DuplicateError](err); !ok || d.ID != first {
+			t.Errorf("%s: %v", want, err)
+		}
+	}
+	again("while the first is under way")
+	if _, err := send("S-1-5-21-2"); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+	_, cert := testpki.Agent(t, "x", now, now.Add(time.Hour))
+	if err := l.Finish(background, first, "test", ledger.Result{State: ledger.Issued, Certificate: cert}); err != nil {
+		t.Fatal(err)
+	}
+	again("just after it was issued")
+	now = now.Add(time.Minute)
+	if _, err := send("S-1-5-21-1"); err != nil {
+		t.Errorf("a minute later it is a new request: %v", err)
 	}
 }

@@ -464,6 +464,10 @@ func TestBadInputIsRefusedClearly(t *testing.T) {
 
 func first(der []byte, _ *rsa.PrivateKey) []byte { return der }
 
+func b64(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+
+func negotiate(token []byte) string { return "Negotiate " + b64(token) }
+
 // postWith sends a message with a ready-made token.
 func postWith(t testing.TB, w *world.World, url string, token []byte) (int, string) {
 	t.Helper()
@@ -471,7 +475,7 @@ func postWith(t testing.TB, w *world.World, url string, token []byte) (int, stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Negotiate "+base64.StdEncoding.EncodeToString(token))
+	req.Header.Set("Authorization", negotiate(token))
 	resp, err := w.HTTP().Do(req)
 	if err != nil {
 		t.Fatal(err)

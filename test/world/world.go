@@ -3,6 +3,7 @@
 package world
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rsa"
@@ -11,15 +12,18 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
+	"github.com/sirupsen/logrus"
 
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/config"
@@ -58,6 +62,12 @@ type World struct {
 // Start runs a gateway as serve does.
 func Start(t testing.TB) *World {
 	t.Helper()
+	return StartWith(t, "")
+}
+
+// StartWith is Start with a section of the configuration replaced, such as "tls: {…}".
+func StartWith(t testing.TB, section string) *World {
+	t.Helper()
 	Lab(t)
 	w := &World{dir: t.TempDir(), Roots: x509.NewCertPool()}
 	pemText, err := os.ReadFile(Env("LAB_CA_PEM"))
@@ -65,7 +75,7 @@ func Start(t testing.TB) *World {
 		t.Fatal(err)
 	}
 	w.Roots.AppendCertsFromPEM(pemText)
-	cfg, err := config.Load(w.writeConfig(t))
+	cfg, err := config.Load(w.writeConfig(t, section))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +111,7 @@ func Start(t testing.TB) *World {
 	return w
 }
 
-func (w *World) writeConfig(t testing.TB) string {
+func (w *World) writeConfig(t testing.TB, section string) string {
 	t.Helper()
 	key, err := os.ReadFile(Env("LAB_ISSUING_CA_KEY"))
 	if err != nil {
@@ -133,6 +143,9 @@ cas:
 log: {level: error, format: text}
 `, filepath.Join(w.dir, "data"), Env("LAB_GATEWAY"), Env("LAB_GW_IP"), Env("LAB_TLS_PEM"), Env("LAB_TLS_KEY"), Env("LAB_KEYTAB_SVC"),
 		Env("LAB_LDAP_URL"), Env("KRB5_CONFIG"), CAName, Env("LAB_ISSUING_CA_PEM"))
+	if key, _, ok := strings.Cut(section, ":"); ok {
+		text = regexp.MustCompile(`(?m)^`+key+`:.*$`).ReplaceAllLiteralString(text, section)
+	}
 	path := filepath.Join(w.dir, "enrollgate.yaml")
 	for name, content := range map[string][]byte{"ca.key": encrypted, "pass": []byte("passphrase\n"), "enrollgate.yaml": []byte(text)} {
 		if err := os.WriteFile(filepath.Join(w.dir, name), content, 0o600); err != nil {
@@ -163,6 +176,18 @@ func (w *World) Client(t testing.TB, account string) *Client {
 	origin := "https://" + Env("LAB_GATEWAY")
 	return &Client{Client: soap.Client{HTTP: &http.Client{Transport: krb.Transport(base), Timeout: 20 * time.Second}}, Kerberos: krb,
 		CES: origin + strings.ReplaceAll(soap.CESPath(CAName), " ", "%20"), CEP: origin + soap.DefaultCEPPath}
+}
+
+// LogTo collects the gateway's log, down to debug level. Read it with LogText.
+func (w *World) LogTo(b *bytes.Buffer) {
+	w.Log.SetLevel(logrus.DebugLevel)
+	w.Log.SetOutput(b)
+}
+
+// LogText ends the collection and returns what was logged.
+func (w *World) LogText(b *bytes.Buffer) string {
+	w.Log.SetOutput(io.Discard)
+	return b.String()
 }
 
 // HTTP is a client without credentials.
