@@ -44,12 +44,15 @@ type Reply struct {
 func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err error) {
 	started := g.now()
 	defer func() { g.metrics.enrolled(reply, err, g.now().Sub(started)) }()
+	laps := g.metrics.laps()
 
 	request, err := decode(s)
+	laps.done("decode")
 	if err != nil {
 		return nil, err
 	}
 	ca, decision, err := g.decide(ctx, s, request)
+	laps.done("decide")
 	if err != nil {
 		return nil, err
 	}
@@ -58,10 +61,13 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 		return nil, g.deny(ctx, row, err)
 	}
 	record, err := g.openArchivedKey(ca, request, decision)
+	laps.done("archive")
 	if err != nil {
 		return nil, g.deny(ctx, row, err)
 	}
-	if err := g.begin(ctx, row, record); err != nil {
+	err = g.begin(ctx, row, record)
+	laps.done("record")
+	if err != nil {
 		if earlier, ok := errors.AsType[*ledger.DuplicateError](err); ok {
 			return g.await(ctx, ca, earlier.ID)
 		}
@@ -157,6 +163,8 @@ func (g *Gateway) deny(ctx context.Context, row *ledger.Row, cause error) error 
 	if err != nil {
 		return hresult.Wrap(hresult.ServerUnavailable, errors.Join(err, cause), "the request could not be recorded")
 	}
+	row.ID = id
+	g.logRow(row, "request ended: "+e.Text)
 	return &Refusal{RequestID: id, Err: e}
 }
 
@@ -237,14 +245,18 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	if err != nil {
 		return nil, err
 	}
+	laps := g.metrics.laps()
 	answer, err := g.submit(ctx, ca, row, order)
+	laps.done("issue")
 	if err != nil { // the answer is lost, not the request: the row stays and is resumed
 		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
 		row.State, row.Message = ledger.Waiting, messagePending
 		return g.reply(ca, row)
 	}
 	result := g.check(ctx, ca, order, answer)
-	switch err := g.Ledger.Finish(ctx, row.ID, "gateway", result); {
+	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
+	laps.done("close")
+	switch {
 	case err == nil:
 		row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
 		if result.Certificate != nil {

@@ -15,6 +15,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
 	duration prometheus.Histogram
+	steps    *prometheus.HistogramVec
 	policies prometheus.Counter
 }
 
@@ -25,9 +26,11 @@ func newMetrics() *metrics {
 			Help: "Certificate requests by outcome: issued, pending, or the HRESULT of the refusal."}, []string{"outcome"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "enrollgate_request_duration_seconds",
 			Help: "Time from the decoded message to the reply.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "enrollgate_step_duration_seconds",
+			Help: "Time of each step of a request's journey.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}, []string{"step"}),
 		policies: prometheus.NewCounter(prometheus.CounterOpts{Name: "enrollgate_policy_requests_total", Help: "GetPolicies calls answered."}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.policies, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.duration, m.steps, m.policies, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -64,4 +67,19 @@ func (m *metrics) enrolled(reply *Reply, err error, took time.Duration) {
 
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// laps measures the steps of one request.
+type laps struct {
+	m    *metrics
+	last time.Time
+}
+
+func (m *metrics) laps() *laps { return &laps{m: m, last: time.Now()} }
+
+// done ends a step.
+func (l *laps) done(step string) {
+	now := time.Now()
+	l.m.steps.WithLabelValues(step).Observe(now.Sub(l.last).Seconds())
+	l.last = now
 }
