@@ -398,15 +398,15 @@ func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID s
 	return g.reply(ca, row)
 }
 
-// Resume finishes what a crash or an unreachable CA left behind, and what a manager has approved.
-func (g *Gateway) Resume(ctx context.Context) error {
+// Resume finishes what a crash or an unreachable CA left behind, and what a manager has approved. A request that is open
+// for less than grace may be under way in this process and is left alone.
+func (g *Gateway) Resume(ctx context.Context, grace time.Duration) error {
 	rows, err := g.Ledger.Unfinished(ctx, 100)
 	if err != nil {
 		return err
 	}
 	for _, row := range rows {
-		// A request that is being served right now is open too: leave it the time that it needs.
-		if row.State == ledger.Open && g.now().Sub(row.Updated) < resumeAfter {
+		if row.State == ledger.Open && g.now().Sub(row.Updated) < grace {
 			continue
 		}
 		ca := g.CA(row.CA)

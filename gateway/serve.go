@@ -32,6 +32,10 @@ const (
 
 // Run serves until ctx ends, then finishes the requests under way. ready is called once the listeners are open.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
+	// What the last process left open is finished before the first request can come.
+	if err := g.Resume(ctx, 0); err != nil {
+		return err
+	}
 	servers, err := g.listen()
 	if err != nil {
 		return err
@@ -233,7 +237,7 @@ func (g *Gateway) housekeep(ctx context.Context) {
 				}
 			}
 		}
-		if err := g.Resume(ctx); err != nil && ctx.Err() == nil {
+		if err := g.Resume(ctx, resumeAfter); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("unfinished requests cannot be resumed")
 		}
 		select {

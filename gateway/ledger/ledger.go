@@ -82,7 +82,9 @@ var ErrNotFound = errors.New("no such request")
 // a moment after it was answered. The answer to the second is that of the first.
 type DuplicateError struct{ ID int64 }
 
-func (e *DuplicateError) Error() string { return fmt.Sprintf("the same request is recorded as %d", e.ID) }
+func (e *DuplicateError) Error() string {
+	return fmt.Sprintf("the same request is recorded as %d", e.ID)
+}
 
 // duplicateWindow is how long after a certificate was issued the same octets are taken for a repetition. Later they are
 // a new request: a client that renews with the same key sends just that.

@@ -68,14 +68,8 @@ func Start(t testing.TB) *World {
 // StartWith is Start with a section of the configuration replaced, such as "tls: {…}".
 func StartWith(t testing.TB, section string) *World {
 	t.Helper()
-	Lab(t)
-	w := &World{dir: t.TempDir(), Roots: x509.NewCertPool()}
-	pemText, err := os.ReadFile(Env("LAB_CA_PEM"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Roots.AppendCertsFromPEM(pemText)
-	cfg, err := config.Load(w.writeConfig(t, section))
+	w, path := Prepare(t, section)
+	cfg, err := config.Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +103,19 @@ func StartWith(t testing.TB, section string) *World {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// Prepare writes the configuration of a gateway without starting it.
+func Prepare(t testing.TB, section string) (w *World, path string) {
+	t.Helper()
+	Lab(t)
+	w = &World{dir: t.TempDir(), Roots: x509.NewCertPool()}
+	pemText, err := os.ReadFile(Env("LAB_CA_PEM"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Roots.AppendCertsFromPEM(pemText)
+	return w, w.writeConfig(t, section)
 }
 
 func (w *World) writeConfig(t testing.TB, section string) string {
