@@ -13,5 +13,6 @@ COPY --from=build --chown=65532:65532 /var/lib/enrollgate /var/lib/enrollgate
 USER 65532:65532
 EXPOSE 443 80 9464
 VOLUME /var/lib/enrollgate
+HEALTHCHECK --interval=30s --timeout=6s --start-period=20s CMD ["/enrollgate", "health"]
 ENTRYPOINT ["/enrollgate"]
 CMD ["serve"]

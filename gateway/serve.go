@@ -3,14 +3,11 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
@@ -246,55 +243,4 @@ func (g *Gateway) housekeep(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-}
-
-// certificateFile is the server certificate, read again when its file changes, so that it can be renewed without a restart.
-type certificateFile struct {
-	certPath, keyPath string
-
-	mu       sync.Mutex // guards the rest
-	cert     *tls.Certificate
-	modified time.Time
-	checked  time.Time
-}
-
-func newCertificateFile(certPath, keyPath string) (*certificateFile, error) {
-	f := &certificateFile{certPath: certPath, keyPath: keyPath}
-	_, err := f.get(nil)
-	return f, err
-}
-
-const certificateCheckPeriod = 10 * time.Second
-
-func (f *certificateFile) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.cert != nil && time.Since(f.checked) < certificateCheckPeriod {
-		return f.cert, nil
-	}
-	f.checked = time.Now()
-	info, err := os.Stat(f.certPath)
-	if err == nil && f.cert != nil && info.ModTime().Equal(f.modified) {
-		return f.cert, nil
-	}
-	var cert tls.Certificate
-	if err == nil {
-		cert, err = tls.LoadX509KeyPair(f.certPath, f.keyPath)
-	}
-	switch {
-	case err == nil:
-		f.cert, f.modified = &cert, info.ModTime()
-	case f.cert == nil:
-		return nil, fmt.Errorf("TLS certificate: %w", err)
-	}
-	return f.cert, nil // a file that is just being replaced: keep the old one
-}
-
-// leaves gives the acceptor what channel bindings refer to.
-func (f *certificateFile) leaves() []*x509.Certificate {
-	cert, err := f.get(nil)
-	if err != nil || cert.Leaf == nil {
-		return nil
-	}
-	return []*x509.Certificate{cert.Leaf}
 }

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"text/tabwriter"
+	"time"
 
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/config"
@@ -33,6 +34,25 @@ func (a *app) serveCommand() *cobra.Command {
 				err = nil
 			}
 			return errors.Join(err, g.Close())
+		},
+	}
+}
+
+// healthCommand is for container health checks, where there is no other program.
+func (a *app) healthCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "health", Short: "Ask the gateway on this machine whether it can decide; exit code 0 means yes", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(a.path())
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 5*time.Second)
+			defer cancel()
+			if err := gateway.CheckHealth(ctx, cfg); err != nil {
+				return err
+			}
+			return a.print(map[string]bool{"healthy": true}, func(w *tabwriter.Writer) { row(w, "healthy") })
 		},
 	}
 }
