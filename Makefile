@@ -7,7 +7,7 @@ GO ?= go
 CMD ?=
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill bench lint deps clean
+.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill fuzz bench lint deps clean
 
 build:
 	@CGO_ENABLED=0 $(GO) build -o bin/enrollgate ./cmd/enrollgate
@@ -42,6 +42,10 @@ test: deps build
 # A few hundred kills at random moments; make test does a dozen.
 test-kill: deps build
 	@KILL_ROUNDS=300 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
+
+# Every fuzz target for FUZZTIME (5s).
+fuzz: deps
+	@test/fuzz.sh
 
 bench: deps build
 	@test/lab/lab.sh ns $(GO) test ./test/bench -run '^$$' -bench . -benchtime 2s

@@ -62,7 +62,7 @@ func noUsablePAC(name string, cause error) error {
 
 // logonInfo finds the PAC in the ticket, verifies it and decodes its logon information. The decoder indexes and
 // allocates as the octets say, so it only sees signed ones, and a panic of it is an error.
-func logonInfo(part messages.EncTicketPart, key types.EncryptionKey) (info *pac.KerbValidationInfo, err error) {
+func logonInfo(part messages.EncTicketPart, key types.EncryptionKey) (*pac.KerbValidationInfo, error) {
 	raw, err := findPAC(part.AuthorizationData)
 	if err != nil {
 		return nil, err
@@ -81,13 +81,17 @@ func logonInfo(part messages.EncTicketPart, key types.EncryptionKey) (info *pac.
 	if !ok {
 		return nil, fmt.Errorf("it has no logon information (a KDC other than Active Directory?)")
 	}
+	return decodeLogonInfo(b.of(raw))
+}
+
+func decodeLogonInfo(b []byte) (info *pac.KerbValidationInfo, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			info, err = nil, fmt.Errorf("its logon information cannot be decoded: %v", p)
 		}
 	}()
 	info = new(pac.KerbValidationInfo)
-	if err := info.Unmarshal(b.of(raw)); err != nil {
+	if err := info.Unmarshal(b); err != nil {
 		return nil, fmt.Errorf("its logon information cannot be decoded: %w", err)
 	}
 	return info, nil

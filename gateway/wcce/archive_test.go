@@ -14,6 +14,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/vectors"
 )
 
 // archival is a CMC request whose archival parts a test arranges by hand.
@@ -257,6 +258,7 @@ func FuzzParseRequest(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	vectors.Seeds(f)
 	f.Add(archived)
 	f.Add(csrParts{key: key}.der(f))
 	f.Add(message(f, wcce.OIDData, csr, []*x509.Certificate{cert}, wcce.SignerForTest{Key: key, Cert: cert}))

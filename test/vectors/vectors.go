@@ -75,6 +75,18 @@ func Requests(t testing.TB) map[string][]byte {
 	return out
 }
 
+// Seeds adds the recorded requests to a fuzz target, where they are beside the checkout.
+func Seeds(f *testing.F) {
+	f.Helper()
+	if dir, err := filepath.Abs("../../../shared/vectors"); err == nil {
+		if _, err := os.Stat(dir); err == nil {
+			for _, der := range Requests(f) {
+				f.Add(der)
+			}
+		}
+	}
+}
+
 // ExchangeCertificate returns the published exchange key of the recorded requests, with a certificate that has the issuer
 // and serial number by which the enclosed key names it. The original certificate was never published.
 func ExchangeCertificate(t testing.TB, enveloped []byte) (*x509.Certificate, *rsa.PrivateKey) {
