@@ -394,16 +394,23 @@ func FuzzAccept(f *testing.F) {
 	})
 }
 
-// FuzzPAC looks for panics in what is read of a PAC before its signature is known to be good. The decoder behind the
-// signature allocates as the octets say: nothing unsigned may reach it.
+// FuzzPAC looks for panics in the PAC and its logon information, as if a domain controller had signed nonsense.
 func FuzzPAC(f *testing.F) {
 	key := testKeytab(f, "HTTP/enroll.lab.test", 1, etypeID.AES256_CTS_HMAC_SHA1_96).Entries[0].Key
 	raw := forged{}.pac(f, key, messages.EncTicketPart{})
 	f.Add(raw)
+	buffers, err := pacBuffers(raw)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(buffers[pacLogonInfo].of(raw))
 	f.Fuzz(func(_ *testing.T, b []byte) {
 		if buffers, err := pacBuffers(b); err == nil {
 			_ = verifyPAC(b, buffers, key)
 			_ = checkClientInfo(b, buffers, messages.EncTicketPart{})
+		}
+		if info, err := parseLogonInfo(b); err == nil {
+			_, _, _ = sidsOf(info)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package kerberos
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf16"
@@ -12,9 +13,7 @@ import (
 	"github.com/jcmturner/gokrb5/v8/iana/chksumtype"
 	"github.com/jcmturner/gokrb5/v8/iana/keyusage"
 	"github.com/jcmturner/gokrb5/v8/messages"
-	"github.com/jcmturner/gokrb5/v8/pac"
 	"github.com/jcmturner/gokrb5/v8/types"
-	"github.com/jcmturner/rpc/v2/mstypes"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -35,10 +34,12 @@ const maxPACBuffers = 64
 // groupEnabled marks a group that counts when access is decided (SE_GROUP_ENABLED, [MS-PAC] 2.2.1).
 const groupEnabled = 0x4
 
+const secondsFrom1601To1970 = 11_644_473_600
+
 // callerOf reads the caller out of an opened ticket; key is the service's key, which signs the PAC.
 func callerOf(part messages.EncTicketPart, key types.EncryptionKey) (templates.Caller, error) {
 	name := part.CName.PrincipalNameString() + "@" + part.CRealm
-	info, err := logonInfo(part, key)
+	info, err := verifiedLogonInfo(part, key)
 	if err != nil {
 		return templates.Caller{}, noUsablePAC(name, err)
 	}
@@ -46,7 +47,7 @@ func callerOf(part messages.EncTicketPart, key types.EncryptionKey) (templates.C
 	if caller.SID, caller.Groups, err = sidsOf(info); err != nil {
 		return templates.Caller{}, noUsablePAC(name, err)
 	}
-	account := info.EffectiveName.Value
+	account := info.effectiveName
 	if account == "" {
 		account = part.CName.PrincipalNameString()
 	}
@@ -60,9 +61,8 @@ func noUsablePAC(name string, cause error) error {
 		WithFix("the ticket must come from an Active Directory domain controller; check that the flag NO_AUTH_DATA_REQUIRED (0x2000000) of userAccountControl is not set on the gateway's account")
 }
 
-// logonInfo finds the PAC in the ticket, verifies it and decodes its logon information. The decoder indexes and
-// allocates as the octets say, so it only sees signed ones, and a panic of it is an error.
-func logonInfo(part messages.EncTicketPart, key types.EncryptionKey) (*pac.KerbValidationInfo, error) {
+// verifiedLogonInfo finds the PAC in the ticket, verifies it and decodes its logon information.
+func verifiedLogonInfo(part messages.EncTicketPart, key types.EncryptionKey) (*logonInfo, error) {
 	raw, err := findPAC(part.AuthorizationData)
 	if err != nil {
 		return nil, err
@@ -81,17 +81,8 @@ func logonInfo(part messages.EncTicketPart, key types.EncryptionKey) (*pac.KerbV
 	if !ok {
 		return nil, fmt.Errorf("it has no logon information (a KDC other than Active Directory?)")
 	}
-	return decodeLogonInfo(b.of(raw))
-}
-
-func decodeLogonInfo(b []byte) (info *pac.KerbValidationInfo, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			info, err = nil, fmt.Errorf("its logon information cannot be decoded: %v", p)
-		}
-	}()
-	info = new(pac.KerbValidationInfo)
-	if err := info.Unmarshal(b); err != nil {
+	info, err := parseLogonInfo(b.of(raw))
+	if err != nil {
 		return nil, fmt.Errorf("its logon information cannot be decoded: %w", err)
 	}
 	return info, nil
@@ -216,8 +207,8 @@ func checkClientInfo(raw []byte, buffers map[uint32]span, part messages.EncTicke
 	if len(b) < 10 || len(b) < 10+int(binary.LittleEndian.Uint16(b[8:])) {
 		return fmt.Errorf("its client information is cut off")
 	}
-	logon := mstypes.FileTime{LowDateTime: binary.LittleEndian.Uint32(b), HighDateTime: binary.LittleEndian.Uint32(b[4:])}
-	if logon.Unix() != part.AuthTime.Unix() {
+	// FILETIME counts 100 ns from 1601 on ([MS-DTYP] 2.3.3).
+	if logon := int64(binary.LittleEndian.Uint64(b)/1e7) - secondsFrom1601To1970; logon != part.AuthTime.Unix() {
 		return fmt.Errorf("it is of another logon than the ticket")
 	}
 	units := make([]uint16, binary.LittleEndian.Uint16(b[8:])/2)
@@ -232,64 +223,45 @@ func checkClientInfo(raw []byte, buffers map[uint32]span, part messages.EncTicke
 
 // sidsOf lists the account's SID and those of its groups, from KERB_VALIDATION_INFO ([MS-PAC] 2.5), with the
 // well-known ones that no ticket lists.
-func sidsOf(info *pac.KerbValidationInfo) (security.SID, []security.SID, error) {
-	domain, err := sidOf(info.LogonDomainID)
-	if err != nil {
-		return "", nil, fmt.Errorf("the account's domain: %w", err)
+func sidsOf(info *logonInfo) (security.SID, []security.SID, error) {
+	if info.domain == "" {
+		return "", nil, errors.New("the account's domain: SID is absent")
 	}
 	groups := security.NewToken(security.Everyone, security.AuthenticatedUsers, security.Network,
 		security.ThisOrganization, security.BuiltinUsers)
-	if info.PrimaryGroupID != 0 {
-		groups[withRID(domain, info.PrimaryGroupID)] = struct{}{}
+	if info.primaryGroupID != 0 {
+		groups[withRID(info.domain, info.primaryGroupID)] = struct{}{}
 	}
-	for _, g := range info.GroupIDs {
-		if g.Attributes&groupEnabled != 0 {
-			groups[withRID(domain, g.RelativeID)] = struct{}{}
-		}
-	}
-	var extra []security.SID
-	for i, s := range info.ExtraSIDs {
-		sid, err := sidOf(s.SID)
-		if err != nil {
-			return "", nil, fmt.Errorf("extra SID %d: %w", i, err)
-		}
-		extra = append(extra, sid)
-		if s.Attributes&groupEnabled != 0 {
-			groups[sid] = struct{}{}
-		}
-	}
-	if len(info.ResourceGroupIDs) > 0 {
-		resource, err := sidOf(info.ResourceGroupDomainSID)
-		if err != nil {
-			return "", nil, fmt.Errorf("the resource groups' domain: %w", err)
-		}
-		for _, g := range info.ResourceGroupIDs {
-			if g.Attributes&groupEnabled != 0 {
-				groups[withRID(resource, g.RelativeID)] = struct{}{}
+	add := func(domain security.SID, list []membership) {
+		for _, g := range list {
+			if g.attributes&groupEnabled != 0 {
+				groups[withRID(domain, g.rid)] = struct{}{}
 			}
 		}
 	}
-	user := withRID(domain, info.UserID)
-	if info.UserID == 0 { // the account's SID is then the first extra SID
-		if len(extra) == 0 {
-			return "", nil, fmt.Errorf("it does not name the account")
+	add(info.domain, info.groups)
+	for i, s := range info.extra {
+		if s.sid == "" {
+			return "", nil, fmt.Errorf("extra SID %d: SID is absent", i)
 		}
-		user = extra[0]
+		if s.attributes&groupEnabled != 0 {
+			groups[s.sid] = struct{}{}
+		}
+	}
+	if len(info.resource) > 0 {
+		if info.resourceDomain == "" {
+			return "", nil, errors.New("the resource groups' domain: SID is absent")
+		}
+		add(info.resourceDomain, info.resource)
+	}
+	user := withRID(info.domain, info.userID)
+	if info.userID == 0 { // the account's SID is then the first extra SID
+		if len(info.extra) == 0 {
+			return "", nil, errors.New("it does not name the account")
+		}
+		user = info.extra[0].sid
 	}
 	return user, groups.Sorted(), nil
-}
-
-// sidOf converts the decoder's SID; an absent one is an error.
-func sidOf(s mstypes.RPCSID) (security.SID, error) {
-	if s.Revision == 0 {
-		return "", fmt.Errorf("SID is absent")
-	}
-	b := []byte{s.Revision, byte(len(s.SubAuthority))}
-	b = append(b, s.IdentifierAuthority[:]...)
-	for _, v := range s.SubAuthority {
-		b = binary.LittleEndian.AppendUint32(b, v)
-	}
-	return security.ParseSID(b)
 }
 
 func withRID(domain security.SID, rid uint32) security.SID {
