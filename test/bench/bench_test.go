@@ -140,3 +140,63 @@ func BenchmarkGetPolicies(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkClients lets 1, 16 and 64 clients enroll over HTTPS with Kerberos against a gateway in a process of its own,
+// and prints what that process used. The clients share the machine with it.
+func BenchmarkClients(b *testing.B) {
+	w, path := world.Prepare(b, "")
+	p := world.NewProcess(b, w, path)
+	p.Start(b)
+	alice := w.Client(b, "alice")
+	exchange := alice.Exchange(b)
+	for range b.N {
+		for _, template := range []string{"LabUserSMIME", "LabUserAuth"} {
+			for _, clients := range []int{1, 16, 64} {
+				requests := make([][]byte, runs/2)
+				measure(len(requests), func(i int) {
+					if template == "LabUserSMIME" {
+						requests[i], _ = world.Request(b, template, exchange)
+					} else {
+						requests[i], _ = world.Request(b, template, nil)
+					}
+				})
+				before, err := p.CPU()
+				if err != nil {
+					b.Fatal(err)
+				}
+				begin := time.Now()
+				each(clients, requests, func(der []byte) {
+					if _, err := alice.Submit(b, der); err != nil {
+						b.Error(err)
+					}
+				})
+				wall := time.Since(begin)
+				after, err := p.CPU()
+				if err != nil {
+					b.Fatal(err)
+				}
+				fmt.Printf("%-14s %2d clients  %6.0f/s  %6.2f ms CPU of the gateway per certificate\n", template, clients,
+					float64(len(requests))/wall.Seconds(), ms(after-before)/float64(len(requests)))
+			}
+		}
+		break
+	}
+}
+
+// each lets n workers handle all requests.
+func each(n int, requests [][]byte, do func([]byte)) {
+	next := make(chan []byte)
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			for der := range next {
+				do(der)
+			}
+		})
+	}
+	for _, der := range requests {
+		next <- der
+	}
+	close(next)
+	wg.Wait()
+}

@@ -10,9 +10,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"math/rand/v2"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -38,56 +36,10 @@ func rounds(t *testing.T) int {
 	return n
 }
 
-// victim is a gateway process that can be killed.
-type victim struct {
-	t      *testing.T
-	w      *world.World
-	binary string
-	config string
-	cmd    *exec.Cmd
-}
-
-func (v *victim) start() {
-	v.t.Helper()
-	v.cmd = exec.Command(v.binary, "serve", "--config", v.config)
-	var log bytes.Buffer
-	v.cmd.Stdout, v.cmd.Stderr = &log, &log
-	if err := v.cmd.Start(); err != nil {
-		v.t.Fatal(err)
-	}
-	client := v.w.HTTP()
-	client.Timeout = time.Second
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		resp, err := client.Get("https://" + world.Env("LAB_GATEWAY") + "/healthz")
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				return
-			}
-		}
-		if time.Now().After(deadline) {
-			_ = v.cmd.Process.Kill()
-			v.t.Fatalf("the gateway does not come up again: %v\n%s", err, log.String())
-		}
-	}
-}
-
-func (v *victim) kill() {
-	_ = v.cmd.Process.Kill()
-	_ = v.cmd.Wait()
-}
-
 func TestKilledAtAnyMomentNothingIsLostOrIssuedTwice(t *testing.T) {
 	w, path := world.Prepare(t, "")
-	v := &victim{t: t, w: w, config: path, binary: filepath.Join(t.TempDir(), "enrollgate")}
-	if out, err := exec.Command("go", "build", "-o", v.binary, "github.com/enrollgate/enrollgate/cmd/enrollgate").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	_, agent := testpki.Agent(t, "kra", time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0))
-	if out, err := exec.Command(v.binary, "--config", path, "escrow", "agents", "add", testpki.PEM(t, "CERTIFICATE", agent.Raw)).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	v.start()
+	v := world.NewProcess(t, w, path)
+	v.Start(t)
 	clients := []*world.Client{w.Client(t, "alice"), w.Client(t, "erin")}
 	exchange := clients[0].Exchange(t)
 	requests := newRequests(t, exchange)
@@ -115,12 +67,12 @@ func TestKilledAtAnyMomentNothingIsLostOrIssuedTwice(t *testing.T) {
 			})
 		}
 		time.Sleep(rand.N(120 * time.Millisecond))
-		v.kill()
+		v.Kill()
 		stop()
 		wg.Wait()
-		v.start()
+		v.Start(t)
 	}
-	v.kill()
+	v.Kill()
 	t.Logf("%d answers, %d certificates received", answered.Load(), len(received))
 	check(t, path, received)
 	if answered.Load() == 0 {

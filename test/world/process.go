@@ -1,0 +1,106 @@
+package world
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/test/testpki"
+)
+
+// Process is the gateway as a process of its own, which can be killed and measured.
+type Process struct {
+	world  *World
+	binary string
+	config string
+	cmd    *exec.Cmd
+	log    *bytes.Buffer
+}
+
+// NewProcess builds the program and designates a recovery agent; w and config come from Prepare.
+func NewProcess(t testing.TB, w *World, config string) *Process {
+	t.Helper()
+	p := &Process{world: w, config: config, binary: filepath.Join(t.TempDir(), "enrollgate")}
+	w.AgentKey, w.Agent = testpki.Agent(t, "kra", time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0))
+	for _, c := range []*exec.Cmd{
+		exec.Command("go", "build", "-o", p.binary, "github.com/enrollgate/enrollgate/cmd/enrollgate"),
+		exec.Command(p.binary, "--config", config, "escrow", "agents", "add", testpki.PEM(t, "CERTIFICATE", w.Agent.Raw)),
+	} {
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	t.Cleanup(p.Kill)
+	return p
+}
+
+// Start runs the process and waits until it can decide.
+func (p *Process) Start(t testing.TB) {
+	t.Helper()
+	p.log = &bytes.Buffer{}
+	p.cmd = exec.Command(p.binary, "serve", "--config", p.config)
+	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	client := p.world.HTTP()
+	client.Timeout = time.Second
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		resp, err := client.Get("https://" + Env("LAB_GATEWAY") + "/healthz")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			p.Kill()
+			t.Fatalf("the gateway does not come up: %v\n%s", err, p.log.String())
+		}
+	}
+}
+
+// Kill ends the process at once, as a power cut would.
+func (p *Process) Kill() {
+	if p.cmd != nil && p.cmd.Process != nil {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	}
+}
+
+// CPU is the processor time that the process has used.
+func (p *Process) CPU() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may hold blanks; utime and stime are the 12th and 13th fields after it (proc(5)).
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	user, err := strconv.Atoi(fields[11])
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.Atoi(fields[12])
+	return time.Duration(user+system) * (time.Second / 100), err // USER_HZ is 100 on every architecture
+}
+
+// Memory is the resident memory of the process in octets.
+func (p *Process) Memory(t testing.TB) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := strconv.ParseInt(strings.Fields(string(text))[1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pages * int64(os.Getpagesize())
+}
