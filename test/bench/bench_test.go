@@ -78,21 +78,18 @@ func BenchmarkEnrollment(b *testing.B) {
 		archived[i], _ = world.Request(b, "LabUserSMIME", exchange)
 		plain[i], _ = world.Request(b, "LabUserAuth", nil)
 	})
-	for range b.N {
-		o := operations(b, archived[0])
-		report := func(name string, requests [][]byte, bare time.Duration) {
-			perRun, wall := measure(runs, func(i int) { submit(requests[i]) })
-			fmt.Printf("%-22s %8.2f ms CPU  bare cryptography %6.2f ms  ratio %.2f  (%.0f/s on %d cores, with one durable ledger)\n",
-				name, ms(perRun), ms(bare), float64(perRun)/float64(bare), float64(time.Second)/float64(wall), runtime.NumCPU())
-			b.ReportMetric(float64(perRun)/float64(bare), name+"-ratio")
-		}
-		fmt.Printf("\nRSA-2048: private operation %.3f ms, public %.3f ms\n", ms(o.private), ms(o.public))
-		// Archived: decrypt; verify CMC and PKCS#10; sign certificate and response.
-		report("archived", archived, 3*o.private+2*o.public)
-		// Plain: verify CMC and PKCS#10; sign certificate and response.
-		report("plain", plain, 2*o.private+2*o.public)
-		break
+	o := operations(b, archived[0])
+	report := func(name string, requests [][]byte, bare time.Duration) {
+		perRun, wall := measure(runs, func(i int) { submit(requests[i]) })
+		fmt.Printf("%-22s %8.2f ms CPU  bare cryptography %6.2f ms  ratio %.2f  (%.0f/s on %d cores, with one durable ledger)\n",
+			name, ms(perRun), ms(bare), float64(perRun)/float64(bare), float64(time.Second)/float64(wall), runtime.NumCPU())
+		b.ReportMetric(float64(perRun)/float64(bare), name+"-ratio")
 	}
+	fmt.Printf("\nRSA-2048: private operation %.3f ms, public %.3f ms\n", ms(o.private), ms(o.public))
+	// Archived: decrypt; verify CMC and PKCS#10; sign certificate and response.
+	report("archived", archived, 3*o.private+2*o.public)
+	// Plain: verify CMC and PKCS#10; sign certificate and response.
+	report("plain", plain, 2*o.private+2*o.public)
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -149,37 +146,34 @@ func BenchmarkClients(b *testing.B) {
 	p.Start(b)
 	alice := w.Client(b, "alice")
 	exchange := alice.Exchange(b)
-	for range b.N {
-		for _, template := range []string{"LabUserSMIME", "LabUserAuth"} {
-			for _, clients := range []int{1, 16, 64} {
-				requests := make([][]byte, runs/2)
-				measure(len(requests), func(i int) {
-					if template == "LabUserSMIME" {
-						requests[i], _ = world.Request(b, template, exchange)
-					} else {
-						requests[i], _ = world.Request(b, template, nil)
-					}
-				})
-				before, err := p.CPU()
-				if err != nil {
-					b.Fatal(err)
+	for _, template := range []string{"LabUserSMIME", "LabUserAuth"} {
+		for _, clients := range []int{1, 16, 64} {
+			requests := make([][]byte, runs/2)
+			measure(len(requests), func(i int) {
+				if template == "LabUserSMIME" {
+					requests[i], _ = world.Request(b, template, exchange)
+				} else {
+					requests[i], _ = world.Request(b, template, nil)
 				}
-				begin := time.Now()
-				each(clients, requests, func(der []byte) {
-					if _, err := alice.Submit(b, der); err != nil {
-						b.Error(err)
-					}
-				})
-				wall := time.Since(begin)
-				after, err := p.CPU()
-				if err != nil {
-					b.Fatal(err)
-				}
-				fmt.Printf("%-14s %2d clients  %6.0f/s  %6.2f ms CPU of the gateway per certificate\n", template, clients,
-					float64(len(requests))/wall.Seconds(), ms(after-before)/float64(len(requests)))
+			})
+			before, err := p.CPU()
+			if err != nil {
+				b.Fatal(err)
 			}
+			begin := time.Now()
+			each(clients, requests, func(der []byte) {
+				if _, err := alice.Submit(b, der); err != nil {
+					b.Error(err)
+				}
+			})
+			wall := time.Since(begin)
+			after, err := p.CPU()
+			if err != nil {
+				b.Fatal(err)
+			}
+			fmt.Printf("%-14s %2d clients  %6.0f/s  %6.2f ms CPU of the gateway per certificate\n", template, clients,
+				float64(len(requests))/wall.Seconds(), ms(after-before)/float64(len(requests)))
 		}
-		break
 	}
 }
 
