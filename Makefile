@@ -7,7 +7,7 @@ GO ?= go
 CMD ?=
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill fuzz bench lint deps clean
+.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca fuzz bench lint deps clean
 
 build:
 	@CGO_ENABLED=0 $(GO) build -o bin/enrollgate ./cmd/enrollgate
@@ -42,6 +42,11 @@ test: deps build
 # A few hundred kills at random moments; make test does a dozen.
 test-kill: deps build
 	@KILL_ROUNDS=300 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
+
+# The gateway in front of a real step-ca, which is built first: make test skips this part where it was never built.
+test-stepca: deps build
+	@test/stepca/build.sh >/dev/null
+	@test/lab/lab.sh ns $(GO) test ./test/stepca -count=1 -timeout 10m
 
 # Every fuzz target for FUZZTIME (5s).
 fuzz: deps

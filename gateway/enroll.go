@@ -60,6 +60,10 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 	if err := decision.Err(); err != nil {
 		return nil, g.deny(ctx, row, err)
 	}
+	// What the CA could never sign is refused before anything is archived.
+	if err := upstream.Check(ca.Issuer, upstream.Order{CSR: row.CSR, PublicKey: request.CSR.PublicKey, Profile: row.Profile}); err != nil {
+		return nil, g.deny(ctx, row, hresult.New(hresult.NotSupported, "%v", err))
+	}
 	record, err := g.openArchivedKey(ca, request, decision)
 	laps.done("archive")
 	if err != nil {
@@ -75,7 +79,7 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 	}
 	if row.State == ledger.Pending {
 		g.logRow(row, "the request waits for a certificate manager")
-		return g.reply(ca, row)
+		return g.reply(ctx, ca, row)
 	}
 	return g.issue(ctx, ca, row)
 }
@@ -217,13 +221,13 @@ func (g *Gateway) await(ctx context.Context, ca *CA, id int64) (*Reply, error) {
 			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be looked up; try again")
 		}
 		if row.State != ledger.Open {
-			return g.reply(ca, row)
+			return g.reply(ctx, ca, row)
 		}
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-deadline:
-			return g.reply(ca, row)
+			return g.reply(ctx, ca, row)
 		case <-time.After(awaitPoll):
 		}
 	}
@@ -251,7 +255,7 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	if err != nil { // the answer is lost, not the request: the row stays and is resumed
 		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
 		row.State, row.Message = ledger.Waiting, messagePending
-		return g.reply(ca, row)
+		return g.reply(ctx, ca, row)
 	}
 	result := g.check(ctx, ca, order, answer)
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
@@ -268,7 +272,7 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again for request %d", row.ID)
 		}
 	}
-	return g.reply(ca, row)
+	return g.reply(ctx, ca, row)
 }
 
 // checkStillEnabled refuses a request whose account was disabled or deleted while it waited for a manager. Where the
@@ -340,9 +344,9 @@ const (
 const reasonCessation = 5 // cessationOfOperation (RFC 5280 5.3.1)
 
 // reply is the answer for a row: the certificate, or that it is pending, or the refusal.
-func (g *Gateway) reply(ca *CA, row *ledger.Row) (*Reply, error) {
+func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
 	r := &Reply{RequestID: row.ID, State: row.State, Message: row.Message}
-	response := wcce.Response{Text: row.Message, Chain: rootFirst(ca.Identity.Chain()), Signer: ca.Identity.Certificate()}
+	response := wcce.Response{Text: row.Message, Chain: ca.replyChain(ctx)}
 	switch row.State {
 	case ledger.Issued:
 		cert, err := x509.ParseCertificate(row.Certificate)
@@ -364,8 +368,11 @@ func (g *Gateway) reply(ca *CA, row *ledger.Row) (*Reply, error) {
 	default:
 		return nil, &Refusal{RequestID: row.ID, Err: hresult.New(row.HResult, "%s", row.Message)}
 	}
-	key, hash := ca.Identity.Signer()
-	var err error
+	signer, key, hash, err := ca.Identity.ResponseSigner(ctx)
+	if err != nil {
+		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the reply to request %d cannot be signed now; ask again for it", row.ID)
+	}
+	response.Signer = signer
 	if r.Full, err = wcce.FullResponse(response, key, hash); err != nil {
 		return nil, fmt.Errorf("request %d: response: %w", row.ID, err)
 	}
@@ -395,7 +402,7 @@ func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID s
 	if row.State == ledger.Approved || row.State == ledger.Waiting {
 		return g.issue(ctx, ca, row)
 	}
-	return g.reply(ca, row)
+	return g.reply(ctx, ca, row)
 }
 
 // Resume finishes what a crash or an unreachable CA left behind, and what a manager has approved. A request that is open

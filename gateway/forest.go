@@ -1,8 +1,10 @@
 package gateway
 
 import (
+	"context"
 	"crypto/x509"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/config"
@@ -14,7 +16,9 @@ import (
 func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Directory, error) {
 	d := cfg.Directory
 	c := ldapsync.Config{
-		Servers: d.Servers, StartTLS: d.StartTLS, CAFile: d.CAFile, Timeout: d.Timeout, Poll: d.Poll,
+		Servers: d.Servers, Domain: d.Domain, Site: d.Site, StartTLS: d.StartTLS, CAFile: d.CAFile,
+		Timeout: d.Timeout, Poll: d.Poll, FullRead: d.FullRead, FailBack: d.FailBack,
+		StateFile: filepath.Join(cfg.Data, "directory.json"),
 	}
 	switch d.Bind.Method {
 	case "simple":
@@ -31,10 +35,16 @@ func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Directory,
 
 // ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.
 func (g *Gateway) ChainOf(name string) []*x509.Certificate {
-	if ca := g.CA(name); ca != nil {
-		return ca.Identity.Chain()
+	ca := g.CA(name)
+	if ca == nil {
+		return nil
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), chainTimeout)
+	defer cancel()
+	if chain, err := ca.Issuer.Chain(ctx); err == nil {
+		return chain
+	}
+	return ca.Identity.Chain()
 }
 
 // Advice lists what in a valid configuration could be better.
@@ -51,7 +61,7 @@ func (g *Gateway) Advice() []string {
 	note(len(c.Directory.Servers) == 1, "directory.servers: with one domain controller enrollment stops when it does")
 	note(c.Listen.HTTP == "off", "listen.http: clients cannot fetch the embedded CA's revocation list")
 	for _, ca := range g.CAs {
-		end := ca.Identity.Certificate().NotAfter
+		end := ca.issuing().NotAfter
 		note(time.Until(end) < 365*24*time.Hour, "CA %q: its certificate ends on %s, and certificates end with it", ca.Name, end.Format(time.DateOnly))
 	}
 	err := g.Escrow.Ready()

@@ -13,8 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +25,9 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/gateway/upstream/identity"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
+	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/ldapsync"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/security"
@@ -87,7 +91,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 		return nil, err
 	}
 	for _, c := range cfg.CAs {
-		ca, err := g.openLocalCA(c)
+		ca, err := g.openCA(ctx, c, secret)
 		if err != nil {
 			return nil, err
 		}
@@ -138,6 +142,47 @@ func readOrCreateSecret(cfg *config.Config) ([]byte, error) {
 	return cfg.Secret.Read()
 }
 
+// openCA makes a configured CA ready.
+func (g *Gateway) openCA(ctx context.Context, c config.CA, secret []byte) (*CA, error) {
+	var ca *CA
+	switch c.Driver {
+	case "step-ca":
+		issuer, err := g.openStepCA(c)
+		if err != nil {
+			return nil, err
+		}
+		ca = &CA{Name: c.Name, Issuer: issuer}
+	default:
+		return g.openLocalCA(c)
+	}
+	var err error
+	if c.EnrollmentIdentity() == config.IdentityUpstream {
+		ca.Identity, err = identity.Foreign(ctx, identity.Options{Dir: g.Config.Data, CA: c.Name, Secret: secret, Issuer: ca.Issuer, Now: g.now})
+	} else {
+		ca.Identity, err = identity.Own(g.Config.Data, c.Name, secret, g.now)
+	}
+	return ca, err
+}
+
+// openStepCA loads what is needed to talk to a step-ca.
+func (g *Gateway) openStepCA(c config.CA) (upstream.Issuer, error) {
+	roots, err := local.LoadCertificates(c.StepCA.Root)
+	if err != nil {
+		return nil, fmt.Errorf("CA %q: %w", c.Name, err)
+	}
+	key, err := os.ReadFile(c.StepCA.Key)
+	if err != nil {
+		return nil, fmt.Errorf("CA %q: %w", c.Name, err)
+	}
+	password, err := c.StepCA.Password.Read()
+	if err != nil {
+		return nil, fmt.Errorf("CA %q: password: %w", c.Name, err)
+	}
+	defer clear(password)
+	return stepca.New(stepca.Options{Name: c.Name, URL: c.StepCA.URL, Roots: roots, Provisioner: c.StepCA.Provisioner, Key: key, Password: password,
+		ChainFile: filepath.Join(g.Config.Data, "chain-"+url.PathEscape(c.Name)+".pem"), Timeout: c.StepCA.Timeout, Now: g.now})
+}
+
 // openLocalCA loads the embedded CA.
 func (g *Gateway) openLocalCA(c config.CA) (*CA, error) {
 	certs, err := local.LoadCertificates(c.Local.Certificate)
@@ -167,9 +212,36 @@ func (g *Gateway) openLocalCA(c config.CA) (*CA, error) {
 	return &CA{Name: c.Name, Issuer: ca.Issuer(), Identity: ca.Identity(), Local: ca}, nil
 }
 
-// authority is what policy has to know of a CA.
+// authority is what policy has to know of a CA. No certificate outlives the CA that issues it.
 func (g *Gateway) authority(ca *CA) templates.Authority {
-	return templates.Authority{Service: ca.Name, NotAfter: ca.Identity.Certificate().NotAfter, Archival: g.Escrow.Ready()}
+	return templates.Authority{Service: ca.Name, NotAfter: ca.issuing().NotAfter, Archival: g.Escrow.Ready()}
+}
+
+// chainTimeout bounds how long a decision waits for a foreign CA whose chain is not known yet.
+const chainTimeout = 2 * time.Second
+
+// issuing is the certificate of the CA that signs. While a foreign CA has never been reached, only the published one is
+// known.
+func (ca *CA) issuing() *x509.Certificate {
+	ctx, cancel := context.WithTimeout(context.Background(), chainTimeout)
+	defer cancel()
+	if chain, err := ca.Issuer.Chain(ctx); err == nil && len(chain) > 0 {
+		return chain[0]
+	}
+	return ca.Identity.Certificate()
+}
+
+// replyChain is what travels with a response, root first: the chains of the CA that issues and of the one that is
+// published. A foreign CA that cannot be asked now must not keep an issued certificate from its owner.
+func (ca *CA) replyChain(ctx context.Context) []*x509.Certificate {
+	issuing, _ := ca.Issuer.Chain(ctx)
+	chain := rootFirst(issuing)
+	for _, c := range rootFirst(ca.Identity.Chain()) {
+		if !slices.ContainsFunc(chain, c.Equal) {
+			chain = append(chain, c)
+		}
+	}
+	return chain
 }
 
 // rootFirst orders a chain as Windows replies do.

@@ -25,6 +25,13 @@ type Config struct {
 	Servers []string
 	// Domain is the DNS name of the domain whose controllers are looked up in DNS where Servers is empty.
 	Domain string
+	// Site is the Active Directory site whose controllers are preferred among those in DNS; empty for the one that the
+	// controllers say this machine is in.
+	Site string
+	// StateFile keeps what the newest snapshot was made from, for a start while no controller answers; empty for no file.
+	// It holds no secrets, but who can write it decides what templates say: it has mode 0600, and its folder is to be the
+	// gateway's own. Run writes it.
+	StateFile string
 	// StartTLS turns ldap:// connections into TLS before anything is said.
 	StartTLS bool
 
@@ -39,6 +46,7 @@ type Config struct {
 	PageSize     uint32        // entries per page of a search; default 500
 	Poll         time.Duration // how often to ask for changes; default 2 s
 	FullRead     time.Duration // read everything at least this often; default 1 minute
+	FailBack     time.Duration // how often to try better servers than the present one; default 1 minute
 	SubjectTTL   time.Duration // how long an account is remembered; default 3 s, negative for not at all
 	SubjectCache int           // how many accounts are remembered; default 10,000
 }
@@ -78,6 +86,7 @@ const (
 	defaultPageSize     = 500
 	defaultPoll         = 2 * time.Second
 	defaultFullRead     = time.Minute
+	defaultFailBack     = time.Minute
 	defaultSubjectTTL   = 3 * time.Second
 	defaultSubjectCache = 10_000
 )
@@ -95,13 +104,17 @@ func (c Config) complete() (Config, error) {
 	orDefault(&c.PageSize, defaultPageSize)
 	orDefault(&c.Poll, defaultPoll)
 	orDefault(&c.FullRead, defaultFullRead)
+	orDefault(&c.FailBack, defaultFailBack)
 	orDefault(&c.SubjectTTL, defaultSubjectTTL)
 	orDefault(&c.SubjectCache, defaultSubjectCache)
-	if c.Timeout < 0 || c.Poll < 0 || c.FullRead < 0 || c.SubjectCache < 0 {
+	if c.Timeout < 0 || c.Poll < 0 || c.FullRead < 0 || c.FailBack < 0 || c.SubjectCache < 0 {
 		return c, errors.New("directory: a time or a size is negative")
 	}
 	if len(c.Servers) == 0 && c.Domain == "" {
 		return c, errors.New("directory: no server and no domain given; name a domain controller, as ldaps://dc1.corp.example")
+	}
+	if c.Site != "" && len(c.Servers) > 0 {
+		return c, errors.New("directory: a site says which controllers to take from DNS: give it with a domain, without servers")
 	}
 	for _, s := range c.Servers {
 		if _, err := c.target(s); err != nil {

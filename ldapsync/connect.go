@@ -27,12 +27,17 @@ type dialFunc func(ctx context.Context, network, address string) (net.Conn, erro
 // session is an authenticated connection to one controller, and what that controller said about itself. It is safe for
 // concurrent use: requests are multiplexed.
 type session struct {
-	ldap    *ldap.Conn
-	target  target
-	root    rootDSE
-	domains []templates.Domain
-	page    uint32
+	ldap     *ldap.Conn
+	target   target
+	rank     int // how much others are preferred: 0 is the best server
+	root     rootDSE
+	domains  []templates.Domain
+	page     uint32
+	patience time.Duration // for an answer that costs the controller nothing
 }
+
+// maxPatience bounds connecting to a controller, and reading its root DSE: where one does not answer, another may.
+const maxPatience = 3 * time.Second
 
 func (s *session) close() { _ = s.ldap.Close() }
 
@@ -42,15 +47,22 @@ func (c Config) connect(ctx context.Context, dial dialFunc, t target) (*session,
 	if err != nil {
 		return nil, c.connectError(t, err)
 	}
-	s := &session{ldap: conn, target: t, page: c.PageSize}
-	if s.root, err = s.readRoot(); err == nil {
-		s.domains, err = s.readDomains()
-	}
-	if err != nil {
+	s := &session{ldap: conn, target: t, page: c.PageSize, patience: min(c.Timeout, maxPatience)}
+	if err = s.begin(); err != nil {
 		s.close()
 		return nil, c.connectError(t, err)
 	}
 	return s, nil
+}
+
+// begin asks the controller who it is.
+func (s *session) begin() (err error) {
+	if s.root, err = s.readRoot(); err != nil {
+		return err
+	}
+	domains, err := s.readDomains(s.root.configDN)
+	s.domains = domainsOf(domains)
+	return err
 }
 
 // bind connects and authenticates.

@@ -11,13 +11,8 @@ package ldapsync
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,23 +25,36 @@ import (
 
 // Directory is a forest, seen through one of its domain controllers at a time. It is safe for concurrent use.
 type Directory struct {
-	config   Config
-	log      logrus.FieldLogger
-	dial     dialFunc
-	snapshot atomic.Pointer[templates.Snapshot]
-	flights  singleflight.Group // connecting, and reading an account
-	subjects *subjectCache
+	config    Config
+	log       logrus.FieldLogger
+	dial      dialFunc
+	resolver  resolver
+	connectTo func(context.Context, target) (*session, error)
+	snapshot  atomic.Pointer[templates.Snapshot]
+	flights   singleflight.Group // connecting, and reading an account
+	subjects  *subjectCache
+	hints     chan struct{} // something may have changed
 
-	reading sync.Mutex // held while a snapshot is read; guards seen
-	seen    seen
+	// Owned by Run.
+	saved   time.Time // confirmation that the saved file has
+	saveErr error     // why it could not be written last
 
-	mu       sync.Mutex // guards what follows; never held across the network
-	session  *session   // nil while not connected
-	next     int        // index of the server to try first
-	failed   time.Time  // when connecting failed last
-	failure  error      // why
-	checked  time.Time  // when the controller last said that the snapshot is up to date
-	lastErr  error      // of the last attempt to read; nil after a success
+	reading     sync.Mutex // held while a snapshot is read; guards seen and controllers
+	seen        seen
+	controllers controllers
+
+	mu       sync.Mutex           // guards what follows; never held across the network
+	session  *session             // nil while not connected
+	found    []candidate          // in DNS
+	ownSite  string               // what controllers say; empty while unknown
+	pinged   time.Time            // when they were asked last
+	failures map[string]time.Time // when servers failed last, by URL
+	probed   time.Time            // when better servers than the session's were tried last
+	failed   time.Time            // when connecting failed last
+	failure  error                // why
+	checked  time.Time            // when the controller last said that the snapshot is up to date
+	lastErr  error                // of the last attempt to read; nil after a success
+	rollback string               // controller whose database went back in time
 	isClosed bool
 }
 
@@ -56,45 +64,59 @@ type seen struct {
 	usn      int64
 	versions versions
 	full     time.Time // when everything was read last
+	reading  *reading
+	unsaved  bool // the saved file has another one
 }
 
 // Status is what to show about the connection.
 type Status struct {
 	Server     string        // URL of the connected server; empty while there is none
 	Controller string        // DNS host name of the controller that the snapshot is from
-	Taken      time.Time     // when the snapshot was read; zero before the first
+	Taken      time.Time     // the snapshot's Taken: at most half a minute before Checked; zero before the first
 	Checked    time.Time     // when a controller last confirmed that nothing has changed since
 	Age        time.Duration // since Checked; 0 before the first snapshot
+	Preferred  bool          // whether the connected server is one of the most preferred
+	Rollback   string        // controller of the snapshot, if its USN went back: it does not replicate; else empty
 	Err        error         // why the last attempt failed; nil if it did not
 }
 
 const (
 	firstBackoff = 500 * time.Millisecond
 	maxBackoff   = 30 * time.Second
-	retryConnect = time.Second // a failure to connect is the answer to everybody who asks within this time
+
+	// confirmEvery is how old Taken of an unchanged snapshot gets before it is replaced by a copy with a newer one. Readers
+	// compare Taken with limits of minutes to days, and keep things for as long as the pointer is the same.
+	confirmEvery = 30 * time.Second
 )
 
-// New checks the configuration. Nothing is read before Run or Refresh.
+// New checks the configuration and loads the saved file, if there is one: then Snapshot has something at once. Nothing
+// is asked of a controller before Run or Refresh.
 func New(config Config, log logrus.FieldLogger) (*Directory, error) {
 	complete, err := config.complete()
 	if err != nil {
 		return nil, err
 	}
-	d := &Directory{config: complete, log: log, dial: (&net.Dialer{Timeout: complete.Timeout}).DialContext}
+	d := &Directory{config: complete, log: log, resolver: net.DefaultResolver, hints: make(chan struct{}, 1),
+		dial:        (&net.Dialer{Timeout: min(complete.Timeout, maxPatience)}).DialContext,
+		controllers: controllers{}, failures: map[string]time.Time{}}
+	d.connectTo = func(ctx context.Context, t target) (*session, error) { return d.config.connect(ctx, d.dial, t) }
 	d.subjects = newSubjectCache(complete.SubjectTTL, complete.SubjectCache)
+	d.load()
 	return d, nil
 }
 
-// Snapshot is the newest state of the directory; nil until the first was read. It never waits.
+// Snapshot is the newest state of the directory; nil until the first was read or loaded. It never waits. Its Taken is when
+// a controller last confirmed it, up to half a minute earlier than Status().Checked; a new pointer is not always a new
+// state, but one that shares Templates and Services with another says the same.
 func (d *Directory) Snapshot() *templates.Snapshot { return d.snapshot.Load() }
 
 // Status tells how current the snapshot is.
 func (d *Directory) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := Status{Checked: d.checked, Err: d.lastErr}
+	s := Status{Checked: d.checked, Err: d.lastErr, Rollback: d.rollback}
 	if d.session != nil && !d.session.ldap.IsClosing() {
-		s.Server = d.session.target.url
+		s.Server, s.Preferred = d.session.target.url, d.session.rank == 0
 	}
 	if snapshot := d.snapshot.Load(); snapshot != nil {
 		s.Controller, s.Taken, s.Age = snapshot.Controller, snapshot.Taken, time.Since(d.checked)
@@ -102,17 +124,24 @@ func (d *Directory) Status() Status {
 	return s
 }
 
-// Run keeps the snapshot current until ctx ends, then closes the connection.
+// Run keeps the snapshot current, and saved, until ctx ends, then closes the connection. A change is seen when the
+// controller tells about it, or else within Poll.
 func (d *Directory) Run(ctx context.Context) {
 	// Requests in flight end when their connection does.
 	stop := context.AfterFunc(ctx, d.Close)
 	defer stop()
+	defer d.save(true)
+	f := &follower{directory: d}
+	defer f.stop()
 	wait := firstBackoff
 	for {
 		err := d.update(ctx, false)
 		if ctx.Err() != nil {
 			return
 		}
+		d.save(false)
+		f.follow(ctx)
+		d.failBack(ctx)
 		pause := d.config.Poll
 		if err != nil {
 			// Spread: many gateways see the same controller come back.
@@ -124,6 +153,8 @@ func (d *Directory) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-d.hints:
+			time.Sleep(gather)
 		case <-time.After(pause):
 		}
 	}
@@ -147,13 +178,14 @@ func (d *Directory) Close() {
 func (d *Directory) update(ctx context.Context, full bool) error {
 	d.reading.Lock()
 	defer d.reading.Unlock()
+	began := time.Now() // what a controller says from now on holds from now on
 	changed, err := d.updateLocked(ctx, full)
+	if err == nil {
+		d.confirm(began)
+	}
 	d.mu.Lock()
 	previous := d.lastErr
 	d.lastErr = err
-	if err == nil {
-		d.checked = time.Now()
-	}
 	d.mu.Unlock()
 	switch {
 	case ctx.Err() != nil:
@@ -165,6 +197,19 @@ func (d *Directory) update(ctx context.Context, full bool) error {
 			"unusable": len(s.Unusable)}).Info("directory read")
 	}
 	return err
+}
+
+// confirm records that the snapshot was up to date at a time.
+func (d *Directory) confirm(at time.Time) {
+	s := d.snapshot.Load()
+	if at.Sub(s.Taken) >= confirmEvery {
+		c := *s
+		c.Taken = at
+		d.snapshot.Store(&c)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.checked = later(at, s.Taken)
 }
 
 func (d *Directory) updateLocked(ctx context.Context, full bool) (changed bool, err error) {
@@ -181,6 +226,9 @@ func (d *Directory) updateLocked(ctx context.Context, full bool) (changed bool, 
 	if err != nil || root.usn == d.seen.usn {
 		return false, err
 	}
+	if root.usn < d.seen.usn { // the database went back: nothing that is known of it counts
+		return d.read(ctx, s)
+	}
 	// Something was written somewhere in the controller's databases; mostly not here.
 	v, err := s.readVersions()
 	if err != nil {
@@ -190,128 +238,24 @@ func (d *Directory) updateLocked(ctx context.Context, full bool) (changed bool, 
 		return d.read(ctx, s)
 	}
 	d.seen.usn = root.usn
+	d.controllers.observe(root.host, d.seen.reading.invocation, root.usn, time.Now())
 	return false, nil
 }
 
 // read reads everything and swaps the snapshot. It tells whether anything is different.
 func (d *Directory) read(ctx context.Context, s *session) (changed bool, err error) {
-	snapshot, v, err := s.readSnapshot(ctx)
+	r, err := s.readAll(ctx)
 	if err != nil {
 		return false, err
 	}
-	changed = d.snapshot.Load() == nil || !v.equal(d.seen.versions)
-	d.seen = seen{session: s, usn: snapshot.USN, versions: v, full: snapshot.Taken}
-	d.snapshot.Store(snapshot)
+	d.observe(r)
+	old := d.snapshot.Load()
+	changed = old == nil || d.seen.reading == nil || !r.same(d.seen.reading)
+	snapshot := r.build
+	if !changed {
+		snapshot = func() *templates.Snapshot { return r.refreshed(old) }
+	}
+	d.seen = seen{session: s, usn: r.usn, versions: r.versions(), full: r.taken, reading: r, unsaved: changed || d.seen.unsaved}
+	d.snapshot.Store(snapshot())
 	return changed, nil
-}
-
-// connected returns the session, making one if there is none. Callers at the same time share one attempt.
-func (d *Directory) connected(ctx context.Context) (*session, error) {
-	d.mu.Lock()
-	s, failed, failure, closed := d.session, d.failed, d.failure, d.isClosed
-	d.mu.Unlock()
-	switch {
-	case closed:
-		return nil, errors.New("directory: closed")
-	case s != nil && !s.ldap.IsClosing():
-		return s, nil
-	case failure != nil && time.Since(failed) < retryConnect:
-		return nil, failure
-	}
-	result := d.flights.DoChan("connect", func() (any, error) { return d.connect() })
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.(*session), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// connect tries the servers in turn. It has a life of its own: who waits for it may go away, others may not.
-func (d *Directory) connect() (*session, error) {
-	d.mu.Lock()
-	if s := d.session; s != nil && !s.ldap.IsClosing() { // somebody else was faster
-		d.mu.Unlock()
-		return s, nil
-	}
-	first := d.next
-	d.mu.Unlock()
-	s, index, err := d.tryServers(context.Background(), first)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err == nil && d.isClosed {
-		s.close()
-		err = errors.New("directory: closed")
-	}
-	if err != nil {
-		d.failed, d.failure = time.Now(), err
-		return nil, err
-	}
-	d.session, d.next, d.failure = s, index, nil
-	return s, nil
-}
-
-// tryServers connects to the first server that works. The error has every server's reason.
-func (d *Directory) tryServers(ctx context.Context, first int) (*session, int, error) {
-	servers := d.config.Servers
-	if len(servers) == 0 {
-		found, err := d.discover(ctx)
-		if err != nil {
-			return nil, 0, err
-		}
-		servers = found
-	}
-	var failures []error
-	for i := range servers {
-		index := (first + i) % len(servers)
-		t, err := d.config.target(servers[index])
-		if err != nil {
-			failures = append(failures, err)
-			continue
-		}
-		s, err := d.config.connect(ctx, d.dial, t)
-		if err == nil {
-			d.log.WithFields(logrus.Fields{"server": t.url, "controller": s.root.host}).Debug("connected to the directory")
-			return s, index, nil
-		}
-		failures = append(failures, err)
-	}
-	return nil, 0, errors.Join(failures...)
-}
-
-// discover finds the domain's controllers in DNS ([MS-ADTS] 6.3.6).
-func (d *Directory) discover(ctx context.Context) ([]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.config.Timeout)
-	defer cancel()
-	_, records, err := net.DefaultResolver.LookupSRV(ctx, "ldap", "tcp", "dc._msdcs."+d.config.Domain)
-	if err != nil {
-		return nil, fmt.Errorf("directory: looking for domain controllers of %s in DNS: %w", d.config.Domain, err)
-	}
-	var servers []string
-	for _, r := range records { // already in the order of priority and weight
-		host := strings.TrimSuffix(r.Target, ".")
-		url := "ldap://" + net.JoinHostPort(host, strconv.Itoa(int(r.Port)))
-		if d.config.Auth.Method == Simple && !d.config.StartTLS {
-			url = "ldaps://" + host
-		}
-		servers = append(servers, url)
-	}
-	return slices.Compact(servers), nil
-}
-
-// drop gives a session up, and turns to the next server, if err says that the connection is of no more use.
-func (d *Directory) drop(s *session, err error) {
-	if err == nil || !errors.Is(err, errConnection) && !s.ldap.IsClosing() {
-		return
-	}
-	d.mu.Lock()
-	if d.session == s {
-		d.session = nil
-		d.next++
-	}
-	d.mu.Unlock()
-	s.close()
 }

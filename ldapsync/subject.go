@@ -25,6 +25,9 @@ func subjectAttributes() []string {
 // Subject looks an account up by its SID. The answer may be as old as Config.SubjectTTL. It is shared: do not change
 // what it points to. An account that does not exist is an *hresult.Error with NoSuchUser; where the directory
 // cannot be asked, or the account not be understood, it is one with ServerUnavailable.
+//
+// Unlike templates, accounts are neither saved nor kept for longer than that while no controller answers: an account that
+// was disabled a minute ago must not get a certificate because the network is down.
 func (d *Directory) Subject(ctx context.Context, sid security.SID) (templates.Subject, error) {
 	if s, ok := d.subjects.get(sid, time.Now()); ok {
 		return s, nil
@@ -167,6 +170,9 @@ func (s *session) one(filter string) (*ldap.Entry, error) {
 // at reads the account with a DN.
 func (s *session) at(dn string) (*ldap.Entry, error) {
 	entries, err := s.search(dn, ldap.ScopeBaseObject, "(objectClass=user)", subjectAttributes())
+	if r, ok := errors.AsType[*referralError](err); ok {
+		return nil, hresult.New(hresult.NoSuchUser, "%q is not in the domain of %s, but at %s", dn, s.root.host, strings.Join(r.urls, " or "))
+	}
 	if ldap.IsErrorAnyOf(err, ldap.LDAPResultNoSuchObject, ldap.LDAPResultReferral, ldap.LDAPResultInvalidDNSyntax) {
 		return nil, nil
 	}

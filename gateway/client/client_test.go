@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"net/url"
@@ -368,5 +369,39 @@ func TestOpenSSLReadsWhatIsWritten(t *testing.T) {
 		if _, err := testpki.OpenSSL(t, nil, "verify", "-CAfile", ca, file); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestAResponseMayBeSignedWithACertificateOfTheCAForThat(t *testing.T) {
+	cmc := []asn1.ObjectIdentifier{{1, 3, 6, 1, 5, 5, 7, 3, 27}}
+	signature := x509.KeyUsageDigitalSignature
+	for name, c := range map[string]struct {
+		template x509.Certificate
+		stranger bool // another CA of the same name issued it
+		accepted bool
+	}{
+		"for CMC":              {template: x509.Certificate{KeyUsage: signature, UnknownExtKeyUsage: cmc}, accepted: true},
+		"for e-mail":           {template: x509.Certificate{KeyUsage: signature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection}}},
+		"for any purpose":      {template: x509.Certificate{KeyUsage: signature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}},
+		"without a purpose":    {template: x509.Certificate{KeyUsage: signature}},
+		"not for signatures":   {template: x509.Certificate{KeyUsage: x509.KeyUsageKeyEncipherment, UnknownExtKeyUsage: cmc}},
+		"expired":              {template: x509.Certificate{KeyUsage: signature, UnknownExtKeyUsage: cmc, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}},
+		"of a CA below":        {template: x509.Certificate{KeyUsage: signature, UnknownExtKeyUsage: cmc, IsCA: true, BasicConstraintsValid: true}},
+		"of a CA of that name": {template: x509.Certificate{KeyUsage: signature, UnknownExtKeyUsage: cmc}, stranger: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer(t, mailPolicy())
+			issuer := s.ca
+			if c.stranger {
+				issuer = newAuthority(t, serverCA)
+			}
+			c.template.Subject.CommonName = "gateway"
+			s.signer = &authority{key: testpki.RSA(t, 2048)}
+			s.signer.cert = issuer.issue(t, &c.template, s.signer.key.Public())
+			_, err := client.Enroll(context.Background(), s.options("Mail"))
+			if c.accepted && err != nil || !c.accepted && (err == nil || !strings.Contains(err.Error(), "not by the published CA")) {
+				t.Error(err)
+			}
+		})
 	}
 }

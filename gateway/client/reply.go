@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -36,7 +37,7 @@ func (s *session) result(p *Pending, reply *soap.TokenReply) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("request %s: %w", p.RequestID, err)
 	}
-	if err := checkResponse(p, response, reply.Certificate); err != nil {
+	if err := checkResponse(p, response, reply.Certificate, s.Now()); err != nil {
 		return nil, fmt.Errorf("request %s: %w", p.RequestID, err)
 	}
 	r.Certificate, r.Chain = response.Certificate, path(response.Certificate, response.Chain)
@@ -52,11 +53,11 @@ func (s *session) result(p *Pending, reply *soap.TokenReply) (*Result, error) {
 
 // checkResponse believes nothing that the CA has not signed. wcce.ParseResponse has verified that the response is signed
 // by r.Signer and that r.Certificate has the announced hash.
-func checkResponse(p *Pending, r *wcce.Response, token []byte) error {
+func checkResponse(p *Pending, r *wcce.Response, token []byte, now time.Time) error {
 	switch {
 	case r.Signer == nil:
 		return errors.New("the response is not signed")
-	case p.CA != nil && !bytes.Equal(r.Signer.RawSubjectPublicKeyInfo, p.CA.RawSubjectPublicKeyInfo):
+	case p.CA != nil && !mayAnswer(r.Signer, p.CA, now):
 		return fmt.Errorf("the response is signed by %q, not by the published CA %q", r.Signer.Subject, p.CA.Subject)
 	case r.Status == wcce.StatusDenied:
 		return hresult.New(hresult.AdminDeniedRequest, "denied: %s", r.Text)
@@ -78,6 +79,20 @@ func checkResponse(p *Pending, r *wcce.Response, token []byte) error {
 		return fmt.Errorf("%w: the response has the hash of another one", ErrNotArchived)
 	}
 	return nil
+}
+
+// usageCMC is id-kp-cmcCA (RFC 6402 2.10).
+var usageCMC = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 27}
+
+// mayAnswer tells whether signer speaks for the published CA: it has the CA's key, or a valid certificate that the CA has
+// issued for answering CMC requests. Any other certificate of the CA proves nothing: every user has one.
+func mayAnswer(signer, ca *x509.Certificate, now time.Time) bool {
+	if bytes.Equal(signer.RawSubjectPublicKeyInfo, ca.RawSubjectPublicKeyInfo) {
+		return true
+	}
+	return !signer.IsCA && bytes.Equal(signer.RawIssuer, ca.RawSubject) && signer.CheckSignatureFrom(ca) == nil &&
+		!now.Before(signer.NotBefore) && !now.After(signer.NotAfter) && len(signer.UnhandledCriticalExtensions) == 0 &&
+		signer.KeyUsage&x509.KeyUsageDigitalSignature != 0 && slices.ContainsFunc(signer.UnknownExtKeyUsage, usageCMC.Equal)
 }
 
 // path orders certificates from the issuer of cert towards the root, and leaves out those that do not belong to it.

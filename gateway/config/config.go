@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -66,12 +67,16 @@ type Kerberos struct {
 // Directory is how domain controllers are reached.
 type Directory struct {
 	Servers  []string      `yaml:"servers"`
+	Domain   string        `yaml:"domain"`
+	Site     string        `yaml:"site"`
 	StartTLS bool          `yaml:"starttls"`
 	CAFile   string        `yaml:"ca_file"`
 	Bind     Bind          `yaml:"bind"`
 	Krb5Conf string        `yaml:"krb5_conf"`
 	MaxAge   time.Duration `yaml:"max_age"`
 	Poll     time.Duration `yaml:"poll"`
+	FullRead time.Duration `yaml:"full_read"`
+	FailBack time.Duration `yaml:"fail_back"`
 	Timeout  time.Duration `yaml:"timeout"`
 }
 
@@ -93,9 +98,39 @@ type Policy struct {
 
 // CA is one certification authority, by the name under which the directory publishes it.
 type CA struct {
-	Name   string  `yaml:"name"`
-	Driver string  `yaml:"driver"`
-	Local  LocalCA `yaml:"local"`
+	Name     string  `yaml:"name"`
+	Driver   string  `yaml:"driver"`   // local (default) or step-ca
+	Identity string  `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
+	Local    LocalCA `yaml:"local"`
+	StepCA   StepCA  `yaml:"step_ca"`
+}
+
+// The enrollment identities: whose key signs exchange certificates and responses.
+const (
+	IdentityCA       = "ca"       // the CA's own, which only the embedded CA can
+	IdentityOwn      = "own"      // a small CA of the gateway's
+	IdentityUpstream = "upstream" // certificates that the CA issues to the gateway
+)
+
+// EnrollmentIdentity is Identity with its default: ca for the embedded CA, own for a foreign one.
+func (c CA) EnrollmentIdentity() string {
+	switch {
+	case c.Identity != "":
+		return c.Identity
+	case c.Driver == "" || c.Driver == "local":
+		return IdentityCA
+	}
+	return IdentityOwn
+}
+
+// StepCA is a step-ca server.
+type StepCA struct {
+	URL         string        `yaml:"url"`
+	Root        string        `yaml:"root"`
+	Provisioner string        `yaml:"provisioner"`
+	Key         string        `yaml:"key"`
+	Password    Secret        `yaml:"password"`
+	Timeout     time.Duration `yaml:"timeout"`
 }
 
 // LocalCA is the embedded CA.
@@ -128,7 +163,7 @@ func defaults() *Config {
 		TLS:        TLS{MaxVersion: "1.3"},
 		Kerberos:   Kerberos{MaxClockSkew: 5 * time.Minute},
 		Directory: Directory{Bind: Bind{Method: "gssapi"}, Krb5Conf: "/etc/krb5.conf", MaxAge: 24 * time.Hour,
-			Poll: 2 * time.Second, Timeout: 10 * time.Second},
+			Poll: 2 * time.Second, FullRead: time.Minute, FailBack: time.Minute, Timeout: 10 * time.Second},
 		Policy: Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
 		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour},
 		Log:    Log{Level: "info", Format: "json"},
@@ -165,6 +200,9 @@ func Parse(text []byte) (*Config, error) {
 	if err := d.Decode(c); err != nil && err.Error() != "EOF" {
 		return nil, errors.New(yaml.FormatError(err, false, true))
 	}
+	if reflect.DeepEqual(*c, Config{}) { // the decoder empties what an empty file is decoded into
+		c = defaults()
+	}
 	return c, nil
 }
 
@@ -175,7 +213,8 @@ func (c *Config) resolve(dir string) {
 		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf}
 	for i := range c.CAs {
 		l := &c.CAs[i].Local
-		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File)
+		s := &c.CAs[i].StepCA
+		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 	}
 	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) {
@@ -202,7 +241,10 @@ func (c *Config) Check() []string {
 	need(c.Kerberos.Keytab != "", "kerberos.keytab: missing; export the keys of the account that holds the SPN HTTP/%s", c.PublicName)
 	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
 	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
-	need(len(c.Directory.Servers) > 0, "directory.servers: missing; name the domain controllers, such as ldap://dc1.corp.example")
+	need(len(c.Directory.Servers) > 0 || c.Directory.Domain != "", "directory: servers or domain is missing; name the domain controllers, such as ldap://dc1.corp.example, or the domain whose controllers are in DNS")
+	need(c.Directory.Site == "" || len(c.Directory.Servers) == 0, "directory.site: has no effect beside servers; give it with domain alone")
+	need(min(c.Directory.MaxAge, c.Directory.Poll, c.Directory.FullRead, c.Directory.FailBack, c.Directory.Timeout) >= 0, "directory: a time is negative")
+	need(c.Directory.MaxAge == 0 || c.Directory.MaxAge >= 2*time.Minute, "directory.max_age: %s is less than two minutes; what is confirmed all the time may be half a minute old", c.Directory.MaxAge)
 	for _, s := range c.Directory.Servers {
 		u, err := url.Parse(s)
 		need(err == nil && (u.Scheme == "ldap" || u.Scheme == "ldaps") && u.Host != "", "directory.servers: %q is not ldap://HOST or ldaps://HOST", s)
@@ -228,8 +270,18 @@ func (c *Config) Check() []string {
 		case "", "local":
 			need(ca.Local.Certificate != "" && ca.Local.Key != "", "cas[%d].local: certificate and key are needed", i)
 			need(ca.Local.Passphrase.Set(), "cas[%d].local.passphrase: missing (file or env); the CA key is kept encrypted", i)
+			need(ca.EnrollmentIdentity() == IdentityCA, "cas[%d].identity: %q is for a foreign CA; the embedded CA signs for itself (ca)", i, ca.Identity)
+		case "step-ca":
+			u, err := url.Parse(ca.StepCA.URL)
+			need(err == nil && u.Scheme == "https" && u.Host != "", "cas[%d].step_ca.url: %q is not https://HOST[:PORT]", i, ca.StepCA.URL)
+			need(ca.StepCA.Root != "", "cas[%d].step_ca.root: missing; it is step-ca's root certificate (step ca root root.pem)", i)
+			need(ca.StepCA.Provisioner != "" && ca.StepCA.Key != "", "cas[%d].step_ca: provisioner and key are needed: the name of a JWK provisioner and its encrypted key", i)
+			need(ca.StepCA.Password.Set(), "cas[%d].step_ca.password: missing (file or env); it decrypts the provisioner's key", i)
+			need(ca.StepCA.Timeout >= 0, "cas[%d].step_ca.timeout: %s is negative", i, ca.StepCA.Timeout)
+			identity := ca.EnrollmentIdentity()
+			need(identity == IdentityOwn || identity == IdentityUpstream, "cas[%d].identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", i, ca.Identity)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there is: local", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca", i, ca.Driver)
 		}
 	}
 	need(c.Escrow.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", c.Escrow.ExchangeValidity)

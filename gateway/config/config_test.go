@@ -41,6 +41,15 @@ func TestDefaultsWorkAndPathsAreRelativeToTheFile(t *testing.T) {
 	}
 }
 
+func TestAnEmptyFileMeansDefaults(t *testing.T) {
+	for _, text := range []string{"", "\n", "# nothing\n", "listen:\n  # https: x\n"} {
+		c, err := config.Parse([]byte(text))
+		if err != nil || c.Listen.HTTPS != ":443" || c.Log.Format != "json" || c.Directory.Bind.Method != "gssapi" {
+			t.Errorf("%q: %+v, %v", text, c, err)
+		}
+	}
+}
+
 func TestMistakesAreNamed(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"an unknown key, with its line":        {strings.Replace(minimal, "kerberos:", "kerberoast:", 1), "[4:1]"},
@@ -50,6 +59,9 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a password in the clear on the wire":  {strings.Replace(minimal, "{principal: svc}", "{method: simple, user: u, password: {env: P}}", 1), "in the clear"},
 		"no CA":                                {strings.Split(minimal, "cas:")[0], "cas: missing"},
 		"an unknown driver":                    {strings.Replace(minimal, "{name: CA,", "{name: CA, driver: magic,", 1), "magic"},
+		"a step-ca without HTTPS":              {strings.Replace(minimal, "{name: CA,", "{name: CA, driver: step-ca, step_ca: {url: \"http://ca\"},", 1), "step_ca.url"},
+		"a foreign CA's own key":               {strings.Replace(minimal, "{name: CA,", "{name: CA, driver: step-ca, identity: ca,", 1), "does not hold"},
+		"an identity before the embedded CA":   {strings.Replace(minimal, "{name: CA,", "{name: CA, identity: own,", 1), "signs for itself"},
 		"a CA key without a passphrase":        {strings.Replace(minimal, ", passphrase: {env: PASS}", "", 1), "passphrase"},
 		"a server that is no LDAP URL":         {strings.Replace(minimal, "ldap://dc1", "http://dc1", 1), "ldap://HOST"},
 		"no keytab":                            {strings.Replace(minimal, "{keytab: k}", "{}", 1), "keytab"},
@@ -82,7 +94,7 @@ func TestTheExampleFileNamesEveryValue(t *testing.T) {
 		trimmed := strings.TrimLeft(line, " ")
 		rest, ok := strings.CutPrefix(trimmed, "# ")
 		key, _, isValue := strings.Cut(strings.TrimSpace(rest), ":")
-		if ok && isValue && !strings.Contains(key, " ") && !slices.Contains([]string{"id", "user", "password", "method", "keytab", "ca_file"}, key) {
+		if ok && isValue && !strings.Contains(strings.TrimPrefix(key, "- "), " ") && !slices.Contains([]string{"id", "user", "password", "method", "keytab", "ca_file"}, key) {
 			line = line[:len(line)-len(trimmed)] + rest
 		}
 		all = append(all, line)

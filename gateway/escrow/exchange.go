@@ -126,7 +126,11 @@ func (e *Escrow) createKey(ctx context.Context, ca string, identity upstream.Ide
 	if err != nil {
 		return nil, err
 	}
-	cert, err := identity.IssueExchange(upstream.Order{ID: "exchange-" + hex.EncodeToString(nonce[:]), PublicKey: private.Public(), Profile: profile})
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, private) // a foreign CA wants proof of possession
+	if err != nil {
+		return nil, fmt.Errorf("request exchange certificate: %w", err)
+	}
+	cert, err := identity.IssueExchange(upstream.Order{ID: "exchange-" + hex.EncodeToString(nonce[:]), CSR: csr, PublicKey: private.Public(), Profile: profile})
 	if err != nil {
 		return nil, fmt.Errorf("issue exchange certificate: %w", err)
 	}

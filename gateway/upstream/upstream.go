@@ -51,6 +51,21 @@ type Issuer interface {
 	Chain(ctx context.Context) ([]*x509.Certificate, error)
 }
 
+// Checker is an Issuer that cannot carry every order.
+type Checker interface {
+	// Check refuses, by name, an order that the CA could never sign. It is asked before anything is archived or recorded as
+	// on its way, and asks nobody: what it says depends on the order alone.
+	Check(order Order) error
+}
+
+// Check asks the issuer where it is a Checker; any other carries every order.
+func Check(issuer Issuer, order Order) error {
+	if c, ok := issuer.(Checker); ok {
+		return c.Check(order)
+	}
+	return nil
+}
+
 // Identity is the CA that the gateway publishes to clients for an Issuer. It signs the exchange certificate and the CMC
 // full responses, which Windows checks against the published CA. For the embedded CA it is that CA itself.
 type Identity interface {
@@ -58,8 +73,9 @@ type Identity interface {
 	Certificate() *x509.Certificate
 	// Chain returns Certificate and what is above it.
 	Chain() []*x509.Certificate
-	// Signer signs responses, with the hash that the CA uses for its certificates.
-	Signer() (crypto.Signer, crypto.Hash)
-	// IssueExchange signs a CA exchange certificate.
+	// ResponseSigner returns what signs responses and its certificate: Certificate itself, or one that it has issued to the
+	// gateway for this purpose (extended key usage id-kp-cmcCA, RFC 6402 2.10).
+	ResponseSigner(ctx context.Context) (*x509.Certificate, crypto.Signer, crypto.Hash, error)
+	// IssueExchange signs a CA exchange certificate. A foreign CA needs order.CSR for it.
 	IssueExchange(order Order) (*x509.Certificate, error)
 }

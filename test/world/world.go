@@ -68,10 +68,22 @@ func Start(t testing.TB) *World {
 // StartWith is Start with a section of the configuration replaced, such as "tls: {…}".
 func StartWith(t testing.TB, section string) *World {
 	t.Helper()
+	return StartChanged(t, section, nil)
+}
+
+// StartChanged is StartWith with a change to the configuration that was read; nil changes nothing.
+func StartChanged(t testing.TB, section string, change func(*config.Config)) *World {
+	t.Helper()
 	w, path := Prepare(t, section)
 	cfg, err := config.Load(path)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if change != nil {
+		change(cfg)
+		if problems := cfg.Check(); len(problems) > 0 {
+			t.Fatal(strings.Join(problems, "\n"))
+		}
 	}
 	log, err := gateway.NewLogger(cfg.Log)
 	if err != nil {

@@ -199,8 +199,10 @@ func (ca *CA) chain() []*x509.Certificate {
 // Certificate returns the CA certificate.
 func (ca *CA) Certificate() *x509.Certificate { return ca.o.Certificate }
 
-// Signer returns the CA key for CMC responses.
-func (ca *CA) Signer() (crypto.Signer, crypto.Hash) { return ca.o.Key, ca.hash }
+// ResponseSigner returns the CA certificate and key: AD CS signs its responses so.
+func (ca *CA) ResponseSigner(context.Context) (*x509.Certificate, crypto.Signer, crypto.Hash, error) {
+	return ca.o.Certificate, ca.o.Key, ca.hash, nil
+}
 
 // IssueExchange signs an exchange certificate with the CA key, as AD CS does.
 func (ca *CA) IssueExchange(order upstream.Order) (*x509.Certificate, error) { return ca.sign(order) }

@@ -1,0 +1,328 @@
+// Package stepca tests the gateway in front of a real step-ca. Run it with: make test-stepca
+package stepca
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
+	"github.com/enrollgate/enrollgate/test/testpki"
+)
+
+const (
+	provisioner = "enrollgate"
+	password    = "correct horse"
+)
+
+// server is a step-ca with a recording proxy in front of it.
+type server struct {
+	url      string // of the proxy
+	root     *x509.Certificate
+	rootFile string
+	issuing  *x509.Certificate
+	key      []byte // encrypted JWK
+	proxy    *recorder
+	log      *bytes.Buffer
+}
+
+// binary finds step-ca; without it the test is skipped, but not in CI.
+func binary(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command("./build.sh", "-n").Output()
+	path := string(bytes.TrimSpace(out))
+	if err == nil {
+		return path
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("step-ca is missing: run test/stepca/build.sh where there is a network, or make test-stepca: %v", err)
+	}
+	t.Skip("needs step-ca: run test/stepca/build.sh where there is a network, or make test-stepca")
+	return ""
+}
+
+// start makes a root, an intermediate and a provisioner, and runs step-ca with them. template "" leaves the provisioner
+// without one.
+func start(t testing.TB, template string) *server {
+	t.Helper()
+	path := binary(t)
+	dir := t.TempDir()
+	s := &server{log: &bytes.Buffer{}}
+	write := func(name string, content []byte) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	writePEM := func(name, kind string, der []byte) string {
+		return write(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+	}
+	rootKey, issuingKey := newKey(t), newKey(t)
+	s.root = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "Step Root"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, nil, rootKey.Public(), rootKey)
+	s.issuing = sign(t, &x509.Certificate{Subject: pkix.Name{Organization: []string{"Lab"}, CommonName: "Step Issuing CA"}, IsCA: true, BasicConstraintsValid: true,
+		MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, s.root, issuingKey.Public(), rootKey)
+	keyDER, err := x509.MarshalECPrivateKey(issuingKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.rootFile = writePEM("root.pem", "CERTIFICATE", s.root.Raw)
+
+	jwk := jose.JSONWebKey{Key: newKey(t), Algorithm: "ES256", Use: "sig"}
+	sum, err := jwk.Thumbprint(crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwk.KeyID = b64(sum)
+	s.key = encrypt(t, jwk)
+
+	address := free(t)
+	config := map[string]any{
+		"root": s.rootFile, "crt": writePEM("issuing.pem", "CERTIFICATE", s.issuing.Raw), "key": writePEM("issuing.key", "EC PRIVATE KEY", keyDER),
+		"address": address, "dnsNames": []string{"127.0.0.1", "localhost"}, "logger": map[string]string{"format": "json"},
+		"db":  map[string]string{"type": "badgerv2", "dataSource": filepath.Join(dir, "db")},
+		"crl": map[string]any{"enabled": true, "generateOnRevoke": true},
+		"authority": map[string]any{"provisioners": []any{map[string]any{
+			"type": "JWK", "name": provisioner, "key": jwk.Public(), "claims": map[string]any{"maxTLSCertDuration": "26280h", "defaultTLSCertDuration": "24h"},
+			"options": map[string]any{"x509": x509Options(template, write)},
+		}}},
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, write("ca.json", text))
+	cmd.Env = append(os.Environ(), "STEPPATH="+dir, "HOME="+dir)
+	out := &lockedWriter{w: s.log}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-ended
+		if t.Failed() {
+			out.mu.Lock()
+			t.Logf("step-ca says:\n%s", s.log)
+			out.mu.Unlock()
+		}
+	})
+	s.proxy = newRecorder(t, "https://"+address, s.root, rootKey)
+	s.url = s.proxy.url
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(s.root)}}, Timeout: 2 * time.Second}
+	defer client.CloseIdleConnections()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if res, err := client.Get("https://" + address + "/health"); err == nil {
+			res.Body.Close()
+			return s
+		} else if time.Now().After(deadline) {
+			t.Fatalf("step-ca does not start: %v", err)
+		}
+		select {
+		case <-ended:
+			t.Fatal("step-ca ended")
+		default:
+		}
+	}
+}
+
+func x509Options(template string, write func(string, []byte) string) map[string]any {
+	if template == "" {
+		return map[string]any{}
+	}
+	return map[string]any{"templateFile": write("template.json", []byte(template)),
+		"templateData": map[string]any{"crlDistributionPoints": []string{"http://ca.lab.test/1.0/crl"}}}
+}
+
+// issuer is the driver, connected to the server.
+func (s *server) issuer(t testing.TB) *stepca.CA {
+	t.Helper()
+	ca, err := stepca.New(stepca.Options{Name: "Step", URL: s.url, Roots: []*x509.Certificate{s.root}, Provisioner: provisioner, Key: s.key,
+		Password: []byte(password), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+// recorder is a TLS server that passes requests on and keeps every octet that it was sent, and can lose answers.
+type recorder struct {
+	url string
+
+	mu   sync.Mutex
+	sent bytes.Buffer
+	lose int // so many answers to /sign are thrown away
+}
+
+// newRecorder listens with a certificate from step-ca's root, so that the pinned root suits it.
+func newRecorder(t testing.TB, target string, root *x509.Certificate, rootKey crypto.Signer) *recorder {
+	t.Helper()
+	r := &recorder{}
+	u, err := url.Parse(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := newKey(t)
+	cert := sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, root, key.Public(), rootKey)
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := tls.NewListener(plain, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}})
+	proxy := httputil.NewSingleHostReverseProxy(u)
+	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(root)}}
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	proxy.ModifyResponse = func(res *http.Response) error {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.lose > 0 && res.Request.URL.Path == "/1.0/sign" {
+			r.lose--
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	}
+	httpServer := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second}
+	go func() { _ = httpServer.Serve(&recordingListener{listener, r}) }()
+	t.Cleanup(func() { httpServer.Close() })
+	r.url = "https://" + plain.Addr().String()
+	return r
+}
+
+// everything is what was sent up to now.
+func (r *recorder) everything() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return bytes.Clone(r.sent.Bytes())
+}
+
+func (r *recorder) loseAnswers(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lose = n
+}
+
+type recordingListener struct {
+	net.Listener
+	r *recorder
+}
+
+func (l *recordingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &recordingConn{c, l.r}, nil
+}
+
+// recordingConn is above TLS: what it reads is the plaintext.
+type recordingConn struct {
+	net.Conn
+	r *recorder
+}
+
+func (c *recordingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.r.mu.Lock()
+	c.r.sent.Write(p[:n])
+	c.r.mu.Unlock()
+	return n, err
+}
+
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// sign makes a certificate; issuer nil signs it with its own key.
+func sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
+	t.Helper()
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(9, 0, 0)
+	if issuer == nil {
+		issuer = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testpki.Cert(t, der)
+}
+
+// encrypt writes a key as step crypto jwk create does.
+func encrypt(t testing.TB, jwk jose.JSONWebKey) []byte {
+	t.Helper()
+	plain, err := json.Marshal(jwk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypter, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.PBES2_HS256_A128KW, Key: []byte(password), PBES2Count: 10_000, PBES2Salt: []byte("0123456789abcdef")},
+		(&jose.EncrypterOptions{}).WithContentType("jwk+json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwe, err := encrypter.Encrypt(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []byte(jwe.FullSerialize())
+}
+
+func free(t testing.TB) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func pool(certs ...*x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	for _, c := range certs {
+		p.AddCert(c)
+	}
+	return p
+}
