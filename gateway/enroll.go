@@ -255,6 +255,9 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	if err != nil { // the answer is lost, not the request: the row stays and is resumed
 		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
 		row.State, row.Message = ledger.Waiting, messagePending
+		if err := g.Ledger.Finish(ctx, row.ID, "gateway", ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: row.CAToken}); err != nil {
+			g.Log.WithError(err).WithField("request", row.ID).Error("that the CA gave no answer could not be recorded")
+		}
 		return g.reply(ctx, ca, row)
 	}
 	result := g.check(ctx, ca, order, answer)
@@ -308,7 +311,10 @@ func orderOf(row *ledger.Row) (upstream.Order, error) {
 
 func (g *Gateway) submit(ctx context.Context, ca *CA, row *ledger.Row, order upstream.Order) (upstream.Result, error) {
 	if row.State == ledger.Waiting {
-		return ca.Issuer.Find(ctx, order, row.CAToken)
+		result, err := ca.Issuer.Find(ctx, order, row.CAToken)
+		if err != nil || result.State != upstream.Unknown {
+			return result, err
+		}
 	}
 	return ca.Issuer.Submit(ctx, order)
 }
@@ -405,15 +411,17 @@ func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID s
 	return g.reply(ctx, ca, row)
 }
 
-// Resume finishes what a crash or an unreachable CA left behind, and what a manager has approved. A request that is open
-// for less than grace may be under way in this process and is left alone.
-func (g *Gateway) Resume(ctx context.Context, grace time.Duration) error {
+// Resume finishes what a crash or an unreachable CA left behind, and what a manager has approved. An open request that came
+// after this process began may be under way in it and is left alone for a while. A CA that gives no answer is not asked
+// about its other requests in the same round; Resume then returns false.
+func (g *Gateway) Resume(ctx context.Context) (answered bool, err error) {
 	rows, err := g.Ledger.Unfinished(ctx, 100)
 	if err != nil {
-		return err
+		return false, err
 	}
+	silent := map[string]bool{}
 	for _, row := range rows {
-		if row.State == ledger.Open && g.now().Sub(row.Updated) < grace {
+		if row.State == ledger.Open && row.ID > g.before && g.now().Sub(row.Updated) < resumeAfter || silent[row.CA] {
 			continue
 		}
 		ca := g.CA(row.CA)
@@ -421,13 +429,15 @@ func (g *Gateway) Resume(ctx context.Context, grace time.Duration) error {
 			g.Log.WithField("request", row.ID).Errorf("cannot resume: CA %q is not configured any more", row.CA)
 			continue
 		}
-		if _, err := g.issue(ctx, ca, row); err != nil {
+		reply, err := g.issue(ctx, ca, row)
+		switch {
+		case err != nil:
 			g.Log.WithError(err).WithField("request", row.ID).Warn("resumed request ended with an error")
-		} else {
-			g.Log.WithField("request", row.ID).Info("resumed request")
+		case reply.State == ledger.Waiting:
+			silent[row.CA] = true
 		}
 	}
-	return nil
+	return len(silent) == 0, nil
 }
 
 const resumeAfter = 30 * time.Second

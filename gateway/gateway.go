@@ -62,6 +62,7 @@ type Gateway struct {
 	// Forest is the live directory, nil where Directory is something else.
 	Forest *ldapsync.Directory
 
+	before   int64 // the last request that an earlier process recorded
 	now      func() time.Time
 	policies policyCache
 	metrics  *metrics
@@ -82,6 +83,9 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 		return nil, err
 	}
 	g.Ledger = ledger.New(g.DB, g.now)
+	if g.before, err = g.Ledger.LastID(ctx); err != nil {
+		return nil, err
+	}
 	secret, err := readOrCreateSecret(cfg)
 	if err != nil {
 		return nil, err

@@ -25,14 +25,11 @@ const (
 	idleTime        = 120 * time.Second
 	shutdownTime    = 10 * time.Second
 	housekeepPeriod = time.Second
+	maxResumeWait   = time.Minute
 )
 
 // Run serves until ctx ends, then finishes the requests under way. ready is called once the listeners are open.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
-	// What the last process left open is finished before the first request can come.
-	if err := g.Resume(ctx, 0); err != nil {
-		return err
-	}
 	servers, err := g.listen()
 	if err != nil {
 		return err
@@ -41,6 +38,7 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { g.Forest.Run(ctx); return nil })
 	group.Go(func() error { g.housekeep(ctx); return nil })
+	group.Go(func() error { g.resumeLoop(ctx); return nil })
 	for _, s := range servers {
 		group.Go(s.serve)
 	}
@@ -219,7 +217,26 @@ func send(w http.ResponseWriter, contentType string, body []byte) {
 	_, _ = w.Write(body)
 }
 
-// housekeep keeps what other processes change current, makes exchange keys ahead of time and resumes requests.
+// resumeLoop finishes requests, less and less often while a CA gives no answer.
+func (g *Gateway) resumeLoop(ctx context.Context) {
+	wait := housekeepPeriod
+	for {
+		answered, err := g.Resume(ctx)
+		if err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("unfinished requests cannot be resumed")
+		}
+		if wait = min(2*wait, maxResumeWait); answered {
+			wait = housekeepPeriod
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// housekeep keeps what other processes change current and makes exchange keys ahead of time.
 func (g *Gateway) housekeep(ctx context.Context) {
 	tick := time.NewTicker(housekeepPeriod)
 	defer tick.Stop()
@@ -233,9 +250,6 @@ func (g *Gateway) housekeep(ctx context.Context) {
 					g.Log.WithError(err).Errorf("the exchange certificate of CA %q cannot be renewed", ca.Name)
 				}
 			}
-		}
-		if err := g.Resume(ctx, resumeAfter); err != nil && ctx.Err() == nil {
-			g.Log.WithError(err).Error("unfinished requests cannot be resumed")
 		}
 		select {
 		case <-ctx.Done():

@@ -282,6 +282,14 @@ func (l *Ledger) Unfinished(ctx context.Context, limit int) ([]*Row, error) {
 	return l.query(ctx, "WHERE state IN ('open', 'approved', 'waiting') ORDER BY id LIMIT ?", limit)
 }
 
+// LastID is the number of the newest request; 0 where there is none.
+func (l *Ledger) LastID(ctx context.Context) (id int64, err error) {
+	if err := l.db.SQL.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM requests").Scan(&id); err != nil {
+		return 0, fmt.Errorf("ledger: %w", err)
+	}
+	return id, nil
+}
+
 func (l *Ledger) query(ctx context.Context, where string, args ...any) ([]*Row, error) {
 	rows, err := l.db.SQL.QueryContext(ctx, "SELECT "+columns+" FROM requests "+where, args...)
 	if err != nil {

@@ -338,8 +338,8 @@ func TestALostAnswerIsFoundWithTheSameCertificate(t *testing.T) {
 	if err != nil || !reply.Pending {
 		t.Fatalf("%+v, %v", reply, err)
 	}
-	if err := w.Resume(background, 0); err != nil {
-		t.Fatal(err)
+	if answered, err := w.Resume(background); err != nil || !answered {
+		t.Fatal(answered, err)
 	}
 	if reply, err = alice.Poll(t, reply.RequestID); err != nil || reply.Pending {
 		t.Fatalf("%+v, %v", reply, err)
