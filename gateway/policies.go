@@ -36,7 +36,7 @@ type policyCache struct {
 // lookup returns the entry for a caller and request, or makes it.
 func (c *policyCache) lookup(s *templates.Snapshot, caller templates.Caller, filter string, build func() *soap.Policies) *soap.Policies {
 	c.mu.Lock()
-	if c.snapshot != s {
+	if !sameContents(c.snapshot, s) {
 		c.snapshot, c.named, c.entries = s, namedSIDs(s), map[string]*soap.Policies{}
 	}
 	key := c.key(caller, filter)
@@ -48,13 +48,19 @@ func (c *policyCache) lookup(s *templates.Snapshot, caller templates.Caller, fil
 	p = build()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.snapshot == s {
+	if sameContents(c.snapshot, s) {
 		if len(c.entries) >= maxCachedPolicies {
 			clear(c.entries)
 		}
 		c.entries[key] = p
 	}
 	return p
+}
+
+// sameContents: a snapshot that was only confirmed shares its slices with the one before.
+func sameContents(a, b *templates.Snapshot) bool {
+	return a == b || a != nil && b != nil && len(a.Templates) > 0 && len(b.Templates) > 0 && len(a.Services) > 0 &&
+		len(b.Services) > 0 && &a.Templates[0] == &b.Templates[0] && &a.Services[0] == &b.Services[0]
 }
 
 func (c *policyCache) key(caller templates.Caller, filter string) string {

@@ -43,15 +43,16 @@ func TestAControllerThatTakesRequestsAndSaysNothingIsLeftWithinSeconds(t *testin
 	a, b := newFakeDC(t, "a.fake.test"), newFakeDC(t, "b.fake.test")
 	config := quick()
 	config.Timeout = time.Minute // a hanging controller must not need that
-	d := fakeForest(t, config, nil, a, b)
+	log := &captured{}
+	d := fakeForest(t, config, log, a, b)
 	run(t, d)
 	eventually(t, "the first controller's state", func() bool { return d.Status().Server == a.url() && d.Snapshot() != nil })
 	a.set(func(a *fakeDC) { a.hang = true })
 	eventually(t, "the second controller", func() bool { return d.Status().Server == b.url() })
 	// It cannot be gone back to before it answers.
 	time.Sleep(time.Second)
-	if s := d.Status(); s.Server != b.url() || s.Err != nil {
-		t.Errorf("status %+v", s)
+	if s := d.Status(); s.Server != b.url() || s.Err != nil || log.count("back on a better") > 0 {
+		t.Errorf("status %+v, log:\n%s", s, log)
 	}
 }
 

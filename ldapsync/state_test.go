@@ -30,6 +30,7 @@ func TestARestartWithoutAControllerServesTheLastGoodState(t *testing.T) {
 	a.set(func(a *fakeDC) { a.usn++; a.objects = append(a.objects, fakeOID("1.2.4", "1001")) })
 	eventually(t, "the new state", func() bool { return oids(before) == "1.2.3 1.2.4" })
 	eventually(t, "the new state in the file", func() bool { return oids(fakeForest(t, config, nil, a)) == "1.2.3 1.2.4" })
+	eventually(t, "a confirmation without a change", func() bool { s := before.Status(); return s.Checked.After(s.Taken) })
 	a.die()
 	eventually(t, "an error", func() bool { return before.Status().Err != nil })
 	stop()

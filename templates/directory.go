@@ -33,7 +33,7 @@ func (a Attributes) Strings(name string) []string {
 
 // Snapshot is what the forest's configuration said at one moment. It is immutable: readers share it without locks.
 type Snapshot struct {
-	Taken      time.Time // when the read began
+	Taken      time.Time // when a controller last confirmed all of this, within half a minute
 	Controller string    // DNS host name of the domain controller that answered
 	USN        int64     // highestCommittedUSN of that controller before the read
 	ForestRoot string    // DNS name of the forest's root domain, "corp.example"
