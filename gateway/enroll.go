@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow"
@@ -97,7 +98,7 @@ func decode(s Submission) (*wcce.Request, error) {
 		return nil, err
 	}
 	for _, a := range s.Attributes {
-		if equalFold(a.Name, "CertificateTemplate") {
+		if strings.EqualFold(a.Name, "CertificateTemplate") {
 			if err := request.NameTemplate(a.Value); err != nil {
 				return nil, err
 			}
@@ -330,7 +331,7 @@ func (g *Gateway) check(ctx context.Context, ca *CA, order upstream.Order, answe
 	default:
 		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: "the CA does not know the order"}
 	}
-	if err := compare(order, answer.Certificate); err != nil {
+	if err := upstream.Compare(order, answer.Certificate); err != nil {
 		text := fmt.Sprintf("the CA issued another certificate than decided: %v", err)
 		if err := ca.Issuer.Revoke(ctx, answer.Certificate.SerialNumber, reasonCessation); err != nil {
 			text += fmt.Sprintf("; and it could not be revoked: %v", err)

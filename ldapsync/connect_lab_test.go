@@ -14,10 +14,12 @@ import (
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
+
+	"github.com/enrollgate/enrollgate/test/inlab"
 )
 
 func TestConnectionsThatMustFailSayWhyAndWhatToDo(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	wrongCA := ldapsSimple()
 	wrongCA.CAFile = os.Getenv("LAB_ISSUING_CA_PEM")
 	startTLSWrongCA := startTLSSimple()
@@ -74,7 +76,7 @@ func TestConnectionsThatMustFailSayWhyAndWhatToDo(t *testing.T) {
 // What the library can do by itself is refused: if this fails, the layer written here is no longer needed, or the lab
 // no longer demands it.
 func TestTheLabRefusesABindWithoutEncryption(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	conn, err := ldap.DialURL(os.Getenv("LAB_LDAP_URL"))
 	if err != nil {
 		t.Fatal(err)
@@ -188,7 +190,7 @@ func TestAFlippedBitEndsTheConnection(t *testing.T) {
 }
 
 func TestKerberosWithAPasswordAndFromACredentialCache(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	password := sealedKerberos()
 	password.Auth.Principal, password.Auth.Keytab, password.Auth.Password = "svc-enroll", "", os.Getenv("LAB_PASSWORD")
 	cache := sealedKerberos()
@@ -208,7 +210,7 @@ func TestKerberosWithAPasswordAndFromACredentialCache(t *testing.T) {
 
 // Active Directory takes Kerberos inside TLS; of Samba it must be demanded: LAB_STRONG_AUTH=allow_sasl_over_tls.
 func TestKerberosInsideTLSHasNoLayerOfItsOwn(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	if os.Getenv("LAB_STRONG_AUTH") != allowInTLS {
 		t.Skip("needs LAB_STRONG_AUTH=" + allowInTLS)
 	}

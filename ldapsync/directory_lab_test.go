@@ -18,14 +18,8 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/security"
+	"github.com/enrollgate/enrollgate/test/inlab"
 )
-
-func needLab(t *testing.T) {
-	t.Helper()
-	if os.Getenv("LAB_DC") == "" {
-		t.Skip("needs the lab: run test/lab/lab.sh ns go test ./ldapsync/")
-	}
-}
 
 func quiet() logrus.FieldLogger {
 	log := logrus.New()
@@ -52,7 +46,7 @@ func sealedKerberos() Config {
 
 func open(t *testing.T, c Config) *Directory {
 	t.Helper()
-	needLab(t)
+	inlab.Need(t)
 	d, err := New(c, quiet())
 	if err != nil {
 		t.Fatal(err)

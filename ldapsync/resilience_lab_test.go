@@ -18,6 +18,7 @@ import (
 	"github.com/go-ldap/ldap/v3"
 
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/inlab"
 )
 
 // relay is a TCP proxy under the controller's own name, on another port, that can be unplugged.
@@ -30,7 +31,7 @@ type relay struct {
 
 func newRelay(t *testing.T) *relay {
 	t.Helper()
-	needLab(t)
+	inlab.Need(t)
 	r := &relay{addr: net.JoinHostPort(os.Getenv("LAB_IP"), "0")}
 	r.plug(t)
 	t.Cleanup(r.unplug)

@@ -21,17 +21,10 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/security"
+	"github.com/enrollgate/enrollgate/test/inlab"
 )
 
 const labSPN = "HTTP/enroll.lab.test"
-
-// needLab skips without the lab, which is a real domain controller.
-func needLab(t *testing.T) {
-	t.Helper()
-	if os.Getenv("LAB_DC") == "" {
-		t.Skip("needs the lab: run test/lab/lab.sh ns go test ./gateway/kerberos/")
-	}
-}
 
 func labAcceptor(t *testing.T, change func(*Options)) *Acceptor {
 	t.Helper()
@@ -91,7 +84,7 @@ func directorySID(t *testing.T, account string) security.SID {
 }
 
 func TestLabCallerHasTheSIDsThatTheDirectorySays(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	a := labAcceptor(t, nil)
 	for _, tc := range []struct {
 		principal, keytab, account string
@@ -131,7 +124,7 @@ func TestLabCallerHasTheSIDsThatTheDirectorySays(t *testing.T) {
 }
 
 func TestLabBobIsNotInTheGroup(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	caller, _, err := labAcceptor(t, nil).Accept(t.Context(), labToken(t, labClient(t, "bob@LAB.TEST", "LAB_KEYTAB_BOB"), labSPN))
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +135,7 @@ func TestLabBobIsNotInTheGroup(t *testing.T) {
 }
 
 func TestLabKeytabDecidesTheServiceWhenNoneIsConfigured(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	a := labAcceptor(t, func(o *Options) { o.SPNs = nil })
 	alice := labClient(t, "alice@LAB.TEST", "LAB_KEYTAB_ALICE")
 	if _, _, err := a.Accept(t.Context(), labToken(t, alice, labSPN)); err != nil {
@@ -153,7 +146,7 @@ func TestLabKeytabDecidesTheServiceWhenNoneIsConfigured(t *testing.T) {
 }
 
 func TestLabRefusals(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	alice := labClient(t, "alice@LAB.TEST", "LAB_KEYTAB_ALICE")
 	at := func(d time.Duration) func(*Options) {
 		return func(o *Options) { o.Clock = func() time.Time { return time.Now().Add(d) } }
@@ -179,7 +172,7 @@ func TestLabRefusals(t *testing.T) {
 }
 
 func TestLabReplayIsRefused(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	a := labAcceptor(t, nil)
 	token := labToken(t, labClient(t, "alice@LAB.TEST", "LAB_KEYTAB_ALICE"), labSPN)
 	if _, _, err := a.Accept(t.Context(), token); err != nil {
@@ -190,7 +183,7 @@ func TestLabReplayIsRefused(t *testing.T) {
 }
 
 func TestLabDamagedTokensAreRefused(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	a := labAcceptor(t, nil)
 	token := labToken(t, labClient(t, "alice@LAB.TEST", "LAB_KEYTAB_ALICE"), labSPN)
 	for n := range len(token) {
@@ -247,7 +240,7 @@ func get(t *testing.T, c *http.Client, r *http.Request) (int, string) {
 }
 
 func TestLabTransportAuthenticatesEachRequest(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	s := labServer(t, labAcceptor(t, nil), true)
 	base := s.Client().Transport.(*http.Transport).Clone()
 	base.TLSClientConfig.InsecureSkipVerify = true // the test server's certificate names another host
@@ -267,7 +260,7 @@ func TestLabTransportAuthenticatesEachRequest(t *testing.T) {
 }
 
 func TestLabGokrb5ClientIsAccepted(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	s := labServer(t, labAcceptor(t, nil), false)
 	alice := labClient(t, "alice@LAB.TEST", "LAB_KEYTAB_ALICE")
 	c := spnego.NewClient(alice.krb, nil, labSPN)
@@ -287,7 +280,7 @@ func TestLabGokrb5ClientIsAccepted(t *testing.T) {
 
 // TestLabCurlIsAccepted uses MIT's GSS library, which asks for mutual authentication and checks the AP-REP.
 func TestLabCurlIsAccepted(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	for _, tool := range []string{"curl", "kinit"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)
@@ -314,7 +307,7 @@ func TestLabCurlIsAccepted(t *testing.T) {
 }
 
 func TestLabRefusalReachesTheClient(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	s := labServer(t, labAcceptor(t, nil), false)
 	alice := labClient(t, "alice@LAB.TEST", "LAB_KEYTAB_ALICE")
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL, nil)
@@ -330,7 +323,7 @@ func TestLabRefusalReachesTheClient(t *testing.T) {
 // TestLabMutualAuthentication verifies the AP-REP with MIT's GSS library, which checks the echoed time, and the channel
 // binding that it sends.
 func TestLabMutualAuthentication(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	// The distribution's interpreter has the distribution's package; another one may come first in the path.
 	python := "python3"
 	if exec.Command(python, "-c", "import gssapi").Run() != nil {
@@ -398,7 +391,7 @@ print("complete", ctx.complete and bool(ctx.actual_flags & gssapi.RequirementFla
 
 // TestLabTicketFromCacheWorks is the way of a user who ran kinit.
 func TestLabTicketFromCacheWorks(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	cache := filepath.Join(t.TempDir(), "cc")
 	cmd := exec.Command("kinit", "-c", "FILE:"+cache, "alice@LAB.TEST")
 	cmd.Stdin = strings.NewReader(os.Getenv("LAB_PASSWORD") + "\n")
@@ -417,7 +410,7 @@ func TestLabTicketFromCacheWorks(t *testing.T) {
 }
 
 func TestLabPasswordLogsOn(t *testing.T) {
-	needLab(t)
+	inlab.Need(t)
 	c, err := NewClient(ClientOptions{Principal: "bob", Password: os.Getenv("LAB_PASSWORD")})
 	if err != nil {
 		t.Fatal(err)

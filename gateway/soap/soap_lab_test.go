@@ -15,13 +15,12 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/inlab"
 )
 
 // TestLabPoliciesOverTLSAndKerberos is the whole way of a client: TLS, a ticket from the domain controller, SOAP.
 func TestLabPoliciesOverTLSAndKerberos(t *testing.T) {
-	if os.Getenv("LAB_DC") == "" {
-		t.Skip("needs the lab: run test/lab/lab.sh ns go test ./gateway/soap/")
-	}
+	inlab.Need(t)
 	acceptor, err := kerberos.New(kerberos.Options{KeytabFile: os.Getenv("LAB_KEYTAB_SVC"), SPNs: []string{"HTTP/enroll.lab.test"}})
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/inlab"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
@@ -46,7 +47,7 @@ func (s *server) gateway(t testing.TB, identity string) *world.World {
 }
 
 func TestAnArchivedEnrollmentThroughStepCA(t *testing.T) {
-	world.Lab(t)
+	inlab.Need(t)
 	for _, identity := range []string{"own", "upstream"} {
 		t.Run(identity, func(t *testing.T) {
 			s := start(t, stepca.Template)
@@ -219,7 +220,7 @@ func quoted(text []byte) [][]byte {
 }
 
 func TestARequestThatStepCACannotSignIsRefusedBeforeItsKeyIsArchived(t *testing.T) {
-	world.Lab(t)
+	inlab.Need(t)
 	s := start(t, stepca.Template)
 	w := s.gateway(t, "own")
 	alice := w.Client(t, "alice")
@@ -328,7 +329,7 @@ func splice(t testing.TB, der, old, replacement []byte) []byte {
 }
 
 func TestALostAnswerIsFoundWithTheSameCertificate(t *testing.T) {
-	world.Lab(t)
+	inlab.Need(t)
 	s := start(t, stepca.Template)
 	w := s.gateway(t, "own")
 	alice := w.Client(t, "alice")

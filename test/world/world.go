@@ -31,6 +31,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/test/inlab"
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
@@ -38,17 +39,6 @@ import (
 const CAName = "LAB Issuing CA"
 
 var background = context.Background()
-
-// Lab skips where there is no domain controller.
-func Lab(t testing.TB) {
-	t.Helper()
-	if os.Getenv("LAB_DC") == "" {
-		if os.Getenv("CI") != "" {
-			t.Fatal("the lab is not running: this must not be skipped here")
-		}
-		t.Skip("needs the lab: run test/lab/lab.sh ns go test ./...")
-	}
-}
 
 // Env is a variable of the lab.
 func Env(name string) string { return os.Getenv(name) }
@@ -123,7 +113,7 @@ func StartChanged(t testing.TB, section string, change func(*config.Config)) *Wo
 // Prepare writes the configuration of a gateway without starting it.
 func Prepare(t testing.TB, section string) (w *World, path string) {
 	t.Helper()
-	Lab(t)
+	inlab.Need(t)
 	w = &World{dir: t.TempDir(), Roots: x509.NewCertPool()}
 	pemText, err := os.ReadFile(Env("LAB_CA_PEM"))
 	if err != nil {

@@ -1,0 +1,19 @@
+// Package inlab says which tests need the lab's domain controller.
+package inlab
+
+import (
+	"os"
+	"testing"
+)
+
+// Need skips a test outside of the lab. In CI, where the lab must be running, it fails instead.
+func Need(t testing.TB) {
+	t.Helper()
+	switch {
+	case os.Getenv("LAB_DC") != "":
+	case os.Getenv("CI") != "":
+		t.Fatal("the lab's domain controller is not running: this must not be skipped here")
+	default:
+		t.Skip("needs the lab's domain controller: run make test, or test/lab/lab.sh ns go test ./...")
+	}
+}
