@@ -129,6 +129,7 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 		Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca),
 		Caller: s.Caller, Subject: subject, Template: templates.Reference(request.Template), Request: f, Now: g.now(),
 	})
+	g.lintCertificate(&decision, f.PublicKey)
 	return ca, &decision, nil
 }
 

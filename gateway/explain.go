@@ -2,7 +2,13 @@ package gateway
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"fmt"
+	"strings"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -36,6 +42,13 @@ func (g *Gateway) Explain(ctx context.Context, principal, template, caName strin
 		Snapshot: s, MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca), Caller: caller, Subject: subject,
 		Template: templates.Reference{Name: template, Major: -1, Minor: -1}, Now: g.now(),
 	})}
+	if t := s.TemplateByName(template); t != nil && !t.EnrolleeSuppliesSubject() { // without names there is nothing to lint
+		key, err := sampleKey(t)
+		if err != nil {
+			return nil, err
+		}
+		g.lintCertificate(&e.Decision, key)
+	}
 	if t, service := s.TemplateByName(template), s.Service(ca.Name); t != nil && service != nil {
 		e.AutoEnrollNote = templates.AutoEnrollmentHint(t, service, caller)
 		if e.AutoEnrollNote == "" && e.Outcome == templates.Deny {
@@ -60,4 +73,40 @@ func (g *Gateway) caFor(s *templates.Snapshot, template, name string) (*CA, erro
 		}
 	}
 	return g.CAs[0], nil
+}
+
+// sampleKey is a public key as a client would make one for the template.
+func sampleKey(t *templates.Template) (crypto.PublicKey, error) {
+	if strings.HasPrefix(t.AsymmetricAlg, "EC") {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		return key.Public(), nil
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, err
+	}
+	return key.Public(), nil
+}
+
+// lintCertificate adds what the linter says of the certificate to the checks of a decision that would issue it.
+func (g *Gateway) lintCertificate(d *templates.Decision, key crypto.PublicKey) {
+	if d.Outcome == templates.Deny {
+		return
+	}
+	check := templates.Check{Name: "lint", Pass: true, Reason: "no rule has anything to say about the certificate", Code: hresult.BadRequestStatus}
+	for i, f := range g.linter.Check(&d.Profile, key) {
+		text := f.Rule + ": " + f.Text
+		if i == 0 {
+			check.Pass, check.Reason, check.Spec = !f.Error, text, f.Citation
+			continue
+		}
+		check.Reason += "; " + text
+	}
+	if !check.Pass {
+		check.Fix = "change the template or the account's attributes, or accept the rule under lint in the configuration"
+	}
+	d.Add(check)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
+	"github.com/enrollgate/enrollgate/gateway/lint"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/identity"
@@ -66,6 +67,7 @@ type Gateway struct {
 	now      func() time.Time
 	policies policyCache
 	metrics  *metrics
+	linter   *lint.Linter
 }
 
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.
@@ -77,6 +79,9 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 		}
 	}()
 	if err := forbidCoreDumps(); err != nil {
+		return nil, err
+	}
+	if g.linter, err = lint.New(cfg.Lint.Accept); err != nil {
 		return nil, err
 	}
 	if g.DB, err = store.Open(ctx, filepath.Join(cfg.Data, "enrollgate.db")); err != nil {

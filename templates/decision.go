@@ -3,6 +3,7 @@ package templates
 import (
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"time"
 
@@ -49,6 +50,14 @@ func (d *Decision) Err() error {
 	return nil
 }
 
+// Add appends a check that needs the finished profile. A failed one makes the decision a refusal.
+func (d *Decision) Add(c Check) {
+	d.Checks = append(d.Checks, c)
+	if !c.Pass {
+		d.Outcome, d.Profile = Deny, CertificateProfile{}
+	}
+}
+
 // CertificateProfile is what goes into the certificate besides the public key and what only the CA knows (serial
 // number, issuer, key identifiers, revocation addresses).
 type CertificateProfile struct {
@@ -71,6 +80,15 @@ type Extension struct {
 	OID      string `json:"oid"`
 	Critical bool   `json:"critical,omitempty"`
 	Value    []byte `json:"value"` // DER
+}
+
+// X509 is the extension as crypto/x509 has it.
+func (e Extension) X509() (pkix.Extension, error) {
+	oid, err := parseOID(e.OID)
+	if err != nil {
+		return pkix.Extension{}, fmt.Errorf("extension: %w", err)
+	}
+	return pkix.Extension{Id: oid, Critical: e.Critical, Value: e.Value}, nil
 }
 
 // Reference names a template as a request does: by name (schema 1), by OID with version (schema 2 and later), or both.

@@ -246,15 +246,23 @@ func TemplateInfoValue(t *Template) (oid string, value []byte) {
 
 // mustOID converts an OID that Parse has checked.
 func mustOID(s string) asn1.ObjectIdentifier {
+	oid, err := parseOID(s)
+	if err != nil {
+		panic("templates: " + err.Error() + ", which was not checked before")
+	}
+	return oid
+}
+
+func parseOID(s string) (asn1.ObjectIdentifier, error) {
 	var oid asn1.ObjectIdentifier
 	for arc := range strings.SplitSeq(s, ".") {
 		n, err := strconv.Atoi(arc)
 		if err != nil {
-			panic(fmt.Sprintf("templates: %q was not checked to be an object identifier", s))
+			return nil, fmt.Errorf("%q is not an object identifier", s)
 		}
 		oid = append(oid, n)
 	}
-	return oid
+	return oid, nil
 }
 
 func bmpString(s string) []byte {

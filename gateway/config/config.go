@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/lint"
 	"github.com/goccy/go-yaml"
 )
 
@@ -31,6 +32,7 @@ type Config struct {
 	Directory  Directory `yaml:"directory"`
 	Policy     Policy    `yaml:"policy"`
 	CAs        []CA      `yaml:"cas"`
+	Lint       Lint      `yaml:"lint"`
 	Escrow     Escrow    `yaml:"escrow"`
 	Log        Log       `yaml:"log"`
 }
@@ -94,6 +96,11 @@ type Policy struct {
 	ID           string `yaml:"id"`
 	FriendlyName string `yaml:"friendly_name"`
 	UpdateHours  int    `yaml:"update_hours"`
+}
+
+// Lint is about the rules that a certificate has to satisfy before it is signed.
+type Lint struct {
+	Accept []string `yaml:"accept"` // rules whose findings are warnings only
 }
 
 // CA is one certification authority, by the name under which the directory publishes it.
@@ -286,6 +293,8 @@ func (c *Config) Check() []string {
 	}
 	need(c.Escrow.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", c.Escrow.ExchangeValidity)
 	need(c.Escrow.Grace >= 0, "escrow.grace: %s is negative", c.Escrow.Grace)
+	_, err := lint.New(c.Lint.Accept)
+	need(err == nil, "lint.accept: %v", err)
 	need(c.Log.Format == "json" || c.Log.Format == "text", "log.format: %q is neither json nor text", c.Log.Format)
 	return out
 }

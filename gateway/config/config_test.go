@@ -126,6 +126,11 @@ func TestSecretsAreReadFromPrivateFilesOnly(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(minimal))
+	whole, err := os.ReadFile("../../configs/enrollgate.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole)
 	f.Fuzz(func(_ *testing.T, text []byte) {
 		if c, err := config.Parse(text); err == nil {
 			c.Check()

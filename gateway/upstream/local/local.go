@@ -22,7 +22,6 @@ import (
 	"math/big"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -153,11 +152,11 @@ func (ca *CA) sign(order upstream.Order) (*x509.Certificate, error) {
 		template.IssuingCertificateURL = ca.o.AIAURLs
 	}
 	for _, e := range p.Extensions {
-		oid, err := parseOID(e.OID)
+		x, err := e.X509()
 		if err != nil {
 			return nil, fmt.Errorf("CA %q: %w", ca.o.Name, err)
 		}
-		template.ExtraExtensions = append(template.ExtraExtensions, pkix.Extension{Id: oid, Critical: e.Critical, Value: e.Value})
+		template.ExtraExtensions = append(template.ExtraExtensions, x)
 	}
 	// No randomness: RSA PKCS#1 v1.5 needs none, and without it ECDSA is deterministic (RFC 6979).
 	der, err := x509.CreateCertificate(nil, template, ca.o.Certificate, order.PublicKey, ca.o.Key)
@@ -177,18 +176,6 @@ func keyID(spki []byte) []byte {
 	}
 	sum := sha256.Sum256(info.Key.Bytes)
 	return sum[:20] // RFC 7093 2 method 1
-}
-
-func parseOID(s string) (asn1.ObjectIdentifier, error) {
-	var oid asn1.ObjectIdentifier
-	for arc := range strings.SplitSeq(s, ".") {
-		n, err := strconv.Atoi(arc)
-		if err != nil {
-			return nil, fmt.Errorf("object identifier %q: %w", s, err)
-		}
-		oid = append(oid, n)
-	}
-	return oid, nil
 }
 
 // Chain returns the CA certificate and those above it.
