@@ -7,7 +7,7 @@ export CGO_ENABLED=0
 git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u | while read -r dir; do
   for target in $(grep -hoE '^func Fuzz[A-Za-z0-9]+' "$dir"/*_test.go | sed 's/^func //'); do
     printf '%-24s %-22s ' "$dir" "$target"
-    out=$(go test "./$dir" -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 10x 2>&1) ||
+    out=$(go test "./$dir" -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 10x -parallel 2 2>&1) ||
       { echo "FAILED"; echo "$out"; exit 1; }
     grep -oE 'execs: [0-9]+' <<<"$out" | tail -n 1
   done

@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -17,8 +19,11 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/soap"
+	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
@@ -156,25 +161,66 @@ func BenchmarkClients(b *testing.B) {
 					requests[i], _ = world.Request(b, template, nil)
 				}
 			})
-			before, err := p.CPU()
-			if err != nil {
-				b.Fatal(err)
-			}
-			begin := time.Now()
-			each(clients, requests, func(der []byte) {
-				if _, err := alice.Submit(b, der); err != nil {
-					b.Error(err)
-				}
+			report(b, template, p.PID(), clients, requests, func(der []byte) error {
+				_, err := alice.Submit(b, der)
+				return err
 			})
-			wall := time.Since(begin)
-			after, err := p.CPU()
-			if err != nil {
-				b.Fatal(err)
-			}
-			fmt.Printf("%-14s %2d clients  %6.0f/s  %6.2f ms CPU of the gateway per certificate\n", template, clients,
-				float64(len(requests))/wall.Seconds(), ms(after-before)/float64(len(requests)))
 		}
 	}
+}
+
+// BenchmarkStepCAAlone lets as many clients ask a step-ca directly, for certificates of the same kind. Its CA key is P-256,
+// the lab's is RSA-2048.
+func BenchmarkStepCAAlone(b *testing.B) {
+	s := server.Start(b, stepca.Template)
+	ca, err := stepca.New(stepca.Options{Name: "Step", URL: s.Direct, Roots: []*x509.Certificate{s.Root}, Provisioner: server.Provisioner, Key: s.Key,
+		Password: []byte(server.Password), Now: time.Now})
+	if err != nil {
+		b.Fatal(err)
+	}
+	now := time.Now()
+	for _, clients := range []int{1, 16, 64} {
+		requests := make([][]byte, runs/2)
+		measure(len(requests), func(i int) {
+			if requests[i], err = x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, testpki.RSA(b, 2048)); err != nil {
+				b.Error(err)
+			}
+		})
+		report(b, "step-ca alone", s.PID, clients, requests, func(der []byte) error {
+			csr, err := x509.ParseCertificateRequest(der)
+			if err != nil {
+				return err
+			}
+			r, err := ca.Submit(background, upstream.Order{ID: rand.Text(), CSR: der, PublicKey: csr.PublicKey, Profile: templates.CertificateProfile{
+				NotBefore: now, NotAfter: now.AddDate(1, 0, 0), Extensions: []templates.Extension{{OID: wcce.OIDTemplateName, Value: wcce.BMPString("User")},
+					{OID: "2.5.29.17", Value: []byte{0x30, 0x10, 0x81, 0x0e, 'a', 'l', 'i', 'c', 'e', '@', 'l', 'a', 'b', '.', 't', 'e', 's', 't'}}}}})
+			if err == nil && r.State != upstream.Issued {
+				err = errors.New(r.Reason)
+			}
+			return err
+		})
+	}
+}
+
+// report lets clients submit the requests and prints what a process used for it.
+func report(b *testing.B, name string, pid, clients int, requests [][]byte, submit func([]byte) error) {
+	before, err := world.CPU(pid)
+	if err != nil {
+		b.Fatal(err)
+	}
+	begin := time.Now()
+	each(clients, requests, func(der []byte) {
+		if err := submit(der); err != nil {
+			b.Error(err)
+		}
+	})
+	wall := time.Since(begin)
+	after, err := world.CPU(pid)
+	if err != nil {
+		b.Fatal(err)
+	}
+	fmt.Printf("%-14s %2d clients  %6.0f/s  %6.2f ms CPU of the server per certificate\n", name, clients,
+		float64(len(requests))/wall.Seconds(), ms(after-before)/float64(len(requests)))
 }
 
 // each lets n workers handle all requests.

@@ -1,3 +1,4 @@
+// Package stepca tests the gateway in front of a real step-ca. Run it with: make test-stepca
 package stepca
 
 import (
@@ -11,7 +12,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/base64"
 	"fmt"
 	"io"
 	"math/big"
@@ -24,12 +24,11 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
 var background = context.Background()
-
-func b64(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 
 // order is what a Windows client of an archival template leads to: an empty CSR, and everything decided.
 func order(t testing.TB, id string, key crypto.Signer, csr *x509.CertificateRequest) upstream.Order {
@@ -64,8 +63,8 @@ func submit(t testing.TB, ca upstream.Issuer, o upstream.Order) *x509.Certificat
 }
 
 func TestTheCertificateIsWhatWasDecided(t *testing.T) {
-	s := start(t, stepca.Template)
-	ca := s.issuer(t)
+	s := server.Start(t, stepca.Template)
+	ca := s.Issuer(t)
 	o := order(t, "1-aa", testpki.RSA(t, 2048), &x509.CertificateRequest{})
 	cert := submit(t, ca, o)
 	if err := upstream.Compare(o, cert); err != nil {
@@ -78,7 +77,7 @@ func TestTheCertificateIsWhatWasDecided(t *testing.T) {
 		t.Errorf("revocation addresses %v", cert.CRLDistributionPoints)
 	}
 	chain, err := ca.Chain(background)
-	if err != nil || len(chain) != 2 || !chain[0].Equal(s.issuing) || !chain[1].Equal(s.root) {
+	if err != nil || len(chain) != 2 || !chain[0].Equal(s.Issuing) || !chain[1].Equal(s.Root) {
 		t.Errorf("chain %v, %v", chain, err)
 	}
 	o.Profile.NoRevocationInfo = true
@@ -88,8 +87,8 @@ func TestTheCertificateIsWhatWasDecided(t *testing.T) {
 }
 
 func TestNamesInTheRequestAreIgnored(t *testing.T) {
-	ca := start(t, stepca.Template).issuer(t)
-	o := order(t, "1-aa", newKey(t), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "Administrator"}, DNSNames: []string{"dc1.lab.test"},
+	ca := server.Start(t, stepca.Template).Issuer(t)
+	o := order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "Administrator"}, DNSNames: []string{"dc1.lab.test"},
 		EmailAddresses: []string{"root@lab.test"}})
 	if err := upstream.Compare(o, submit(t, ca, o)); err != nil {
 		t.Error(err)
@@ -97,10 +96,10 @@ func TestNamesInTheRequestAreIgnored(t *testing.T) {
 }
 
 func TestALostAnswerNeverLeadsToASecondCertificate(t *testing.T) {
-	s := start(t, stepca.Template)
-	ca := s.issuer(t)
+	s := server.Start(t, stepca.Template)
+	ca := s.Issuer(t)
 	o := order(t, "7-ff", testpki.RSA(t, 2048), &x509.CertificateRequest{})
-	s.proxy.loseAnswers(1)
+	s.Proxy.LoseAnswers(1)
 	if r, err := ca.Submit(background, o); err == nil {
 		t.Fatalf("the answer was not lost: %+v", r)
 	}
@@ -121,30 +120,30 @@ func TestALostAnswerNeverLeadsToASecondCertificate(t *testing.T) {
 	o = order(t, "9-ff", testpki.RSA(t, 2048), &x509.CertificateRequest{})
 	o.Profile.NotAfter = time.Now().Add(2 * time.Second)
 	o.Profile.NotBefore = time.Now().Add(-time.Hour)
-	s.proxy.loseAnswers(1)
+	s.Proxy.LoseAnswers(1)
 	if r, err := ca.Submit(background, o); err == nil {
 		t.Fatalf("the answer was not lost: %+v", r)
 	}
 	time.Sleep(3 * time.Second)
-	before := len(s.revoked(t))
+	before := len(revoked(t, s))
 	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Refused {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if got := s.revoked(t); len(got) != before+1 {
+	if got := revoked(t, s); len(got) != before+1 {
 		t.Errorf("%d revoked certificates, want %d", len(got), before+1)
 	}
 }
 
 func TestRevocation(t *testing.T) {
-	s := start(t, stepca.Template)
-	ca := s.issuer(t)
-	cert := submit(t, ca, order(t, "1-aa", newKey(t), &x509.CertificateRequest{}))
+	s := server.Start(t, stepca.Template)
+	ca := s.Issuer(t)
+	cert := submit(t, ca, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{}))
 	for range 2 { // twice is no error
 		if err := ca.Revoke(background, cert.SerialNumber, 5); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := s.revoked(t); len(got) != 1 || got[0].Cmp(cert.SerialNumber) != 0 {
+	if got := revoked(t, s); len(got) != 1 || got[0].Cmp(cert.SerialNumber) != 0 {
 		t.Errorf("revoked %v, want %v", got, cert.SerialNumber)
 	}
 	if err := ca.Revoke(background, big.NewInt(1), 7); err == nil {
@@ -153,11 +152,11 @@ func TestRevocation(t *testing.T) {
 }
 
 // revoked are the serial numbers in step-ca's CRL.
-func (s *server) revoked(t testing.TB) []*big.Int {
+func revoked(t testing.TB, s *server.Server) []*big.Int {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(s.root)}}}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: server.Pool(s.Root)}}}
 	defer client.CloseIdleConnections()
-	res, err := client.Get(s.url + "/1.0/crl")
+	res, err := client.Get(s.URL + "/1.0/crl")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,20 +177,20 @@ func (s *server) revoked(t testing.TB) []*big.Int {
 }
 
 func TestAProvisionerWithoutOurTemplateIsFoundOut(t *testing.T) {
-	s := start(t, "")
-	r, err := s.issuer(t).Submit(background, order(t, "1-aa", newKey(t), &x509.CertificateRequest{}))
+	s := server.Start(t, "")
+	r, err := s.Issuer(t).Submit(background, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{}))
 	if err != nil || r.State != upstream.Refused || !strings.Contains(r.Reason, "template") || strings.Contains(r.Reason, "could not be revoked") {
 		t.Errorf("%+v, %v", r, err)
 	}
-	if n := len(s.revoked(t)); n != 1 {
+	if n := len(revoked(t, s)); n != 1 {
 		t.Errorf("%d revoked certificates: what step-ca made up is still valid", n)
 	}
 }
 
 func TestWhatCannotBeSignedIsRefusedBefore(t *testing.T) {
-	s := start(t, stepca.Template)
-	ca := s.issuer(t)
-	good := order(t, "1-aa", newKey(t), &x509.CertificateRequest{})
+	s := server.Start(t, stepca.Template)
+	ca := s.Issuer(t)
+	good := order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{})
 	if err := upstream.Check(ca, good); err != nil {
 		t.Error(err)
 	}
@@ -205,36 +204,36 @@ func TestWhatCannotBeSignedIsRefusedBefore(t *testing.T) {
 		order upstream.Order
 		word  string
 	}{"a null signature": {null, "hash in place of the signature"}, "a small key": {small, "2048"}, "a wrong signature": {broken, "signature"}} {
-		sent := len(s.proxy.everything())
+		sent := len(s.Proxy.Everything())
 		if err := upstream.Check(ca, c.order); err == nil || !strings.Contains(err.Error(), c.word) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if r, err := ca.Submit(background, c.order); err != nil || r.State != upstream.Refused {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
-		if len(s.proxy.everything()) != sent {
+		if len(s.Proxy.Everything()) != sent {
 			t.Errorf("%s: something was sent", name)
 		}
 	}
 }
 
 func TestAnUnreachableCAIsNoRefusal(t *testing.T) {
-	s := start(t, stepca.Template)
-	ca, err := stepca.New(stepca.Options{Name: "Step", URL: "https://" + free(t), Roots: []*x509.Certificate{s.root}, Provisioner: provisioner, Key: s.key,
-		Password: []byte(password), Now: time.Now})
+	s := server.Start(t, stepca.Template)
+	ca, err := stepca.New(stepca.Options{Name: "Step", URL: "https://" + server.Free(t), Roots: []*x509.Certificate{s.Root}, Provisioner: server.Provisioner, Key: s.Key,
+		Password: []byte(server.Password), Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := ca.Submit(background, order(t, "1-aa", newKey(t), &x509.CertificateRequest{})); err == nil {
+	if r, err := ca.Submit(background, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{})); err == nil {
 		t.Errorf("%+v", r)
 	}
-	if _, err := stepca.New(stepca.Options{Name: "Step", URL: s.url, Roots: []*x509.Certificate{s.root}, Provisioner: provisioner, Key: s.key, Password: []byte("wrong"), Now: time.Now}); err == nil {
+	if _, err := stepca.New(stepca.Options{Name: "Step", URL: s.URL, Roots: []*x509.Certificate{s.Root}, Provisioner: server.Provisioner, Key: s.Key, Password: []byte("wrong"), Now: time.Now}); err == nil {
 		t.Error("the key opens with a wrong password")
 	}
-	stranger, err := stepca.New(stepca.Options{Name: "Step", URL: s.url, Roots: []*x509.Certificate{sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "R"}, IsCA: true,
-		BasicConstraintsValid: true}, nil, newKey(t).Public(), newKey(t))}, Provisioner: provisioner, Key: s.key, Password: []byte(password), Now: time.Now})
+	stranger, err := stepca.New(stepca.Options{Name: "Step", URL: s.URL, Roots: []*x509.Certificate{server.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "R"}, IsCA: true,
+		BasicConstraintsValid: true}, nil, server.NewKey(t).Public(), server.NewKey(t))}, Provisioner: server.Provisioner, Key: s.Key, Password: []byte(server.Password), Now: time.Now})
 	if err == nil {
-		_, err = stranger.Submit(background, order(t, "1-aa", newKey(t), &x509.CertificateRequest{}))
+		_, err = stranger.Submit(background, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{}))
 	}
 	if err == nil {
 		t.Error("another root is trusted")

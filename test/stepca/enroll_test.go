@@ -27,22 +27,23 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/test/inlab"
+	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
 // gateway runs the gateway in front of the server.
-func (s *server) gateway(t testing.TB, identity string) *world.World {
+func gateway(t testing.TB, s *server.Server, identity string) *world.World {
 	t.Helper()
 	dir := t.TempDir()
-	for name, content := range map[string][]byte{"key.jwk": s.key, "password": []byte(password + "\n")} {
+	for name, content := range map[string][]byte{"key.jwk": s.Key, "password": []byte(server.Password + "\n")} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return world.StartChanged(t, "", func(cfg *config.Config) {
-		cfg.CAs = []config.CA{{Name: world.CAName, Driver: "step-ca", Identity: identity, StepCA: config.StepCA{URL: s.url, Root: s.rootFile,
-			Provisioner: provisioner, Key: filepath.Join(dir, "key.jwk"), Password: config.Secret{File: filepath.Join(dir, "password")}}}}
+		cfg.CAs = []config.CA{{Name: world.CAName, Driver: "step-ca", Identity: identity, StepCA: config.StepCA{URL: s.URL, Root: s.RootFile,
+			Provisioner: server.Provisioner, Key: filepath.Join(dir, "key.jwk"), Password: config.Secret{File: filepath.Join(dir, "password")}}}}
 	})
 }
 
@@ -50,8 +51,8 @@ func TestAnArchivedEnrollmentThroughStepCA(t *testing.T) {
 	inlab.Need(t)
 	for _, identity := range []string{"own", "upstream"} {
 		t.Run(identity, func(t *testing.T) {
-			s := start(t, stepca.Template)
-			w := s.gateway(t, identity)
+			s := server.Start(t, stepca.Template)
+			w := gateway(t, s, identity)
 			alice := w.Client(t, "alice")
 
 			// As our client does it: everything that it checks of an AD CS reply.
@@ -59,10 +60,10 @@ func TestAnArchivedEnrollmentThroughStepCA(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !result.ArchivedConfirmed || len(result.Chain) != 2 || !result.Chain[1].Equal(s.root) {
+			if !result.ArchivedConfirmed || len(result.Chain) != 2 || !result.Chain[1].Equal(s.Root) {
 				t.Errorf("archived %v, chain %v", result.ArchivedConfirmed, result.Chain)
 			}
-			if published := result.CA.Equal(s.issuing); published != (identity == "upstream") {
+			if published := result.CA.Equal(s.Issuing); published != (identity == "upstream") {
 				t.Errorf("the policy publishes %q", result.CA.Subject)
 			}
 
@@ -115,9 +116,9 @@ func TestAnArchivedEnrollmentThroughStepCA(t *testing.T) {
 }
 
 // verifies lets openssl check the chain to step-ca's root.
-func verifies(t testing.TB, s *server, cert *x509.Certificate) {
+func verifies(t testing.TB, s *server.Server, cert *x509.Certificate) {
 	t.Helper()
-	out, err := testpki.OpenSSL(t, nil, "verify", "-x509_strict", "-CAfile", s.rootFile, "-untrusted", testpki.PEM(t, "CERTIFICATE", s.issuing.Raw), testpki.PEM(t, "CERTIFICATE", cert.Raw))
+	out, err := testpki.OpenSSL(t, nil, "verify", "-x509_strict", "-CAfile", s.RootFile, "-untrusted", testpki.PEM(t, "CERTIFICATE", s.Issuing.Raw), testpki.PEM(t, "CERTIFICATE", cert.Raw))
 	if err != nil || !strings.Contains(string(out), ": OK") {
 		t.Errorf("openssl verify: %s %v", out, err)
 	}
@@ -140,9 +141,9 @@ func checkContents(t testing.TB, cert *x509.Certificate) {
 
 // nothingSecretWasSent looks for the archived key, sealed and in the clear, in every octet that step-ca was sent: as it is,
 // and within what is encoded there. That the search would find it is shown with the CSR, which was sent.
-func nothingSecretWasSent(t testing.TB, s *server, request *wcce.Request, keys ...*rsa.PrivateKey) {
+func nothingSecretWasSent(t testing.TB, s *server.Server, request *wcce.Request, keys ...*rsa.PrivateKey) {
 	t.Helper()
-	sent := views(s.proxy.everything())
+	sent := views(s.Proxy.Everything())
 	contains := func(part []byte) bool {
 		return slices.ContainsFunc(sent, func(v []byte) bool { return bytes.Contains(v, part) })
 	}
@@ -221,11 +222,11 @@ func quoted(text []byte) [][]byte {
 
 func TestARequestThatStepCACannotSignIsRefusedBeforeItsKeyIsArchived(t *testing.T) {
 	inlab.Need(t)
-	s := start(t, stepca.Template)
-	w := s.gateway(t, "own")
+	s := server.Start(t, stepca.Template)
+	w := gateway(t, s, "own")
 	alice := w.Client(t, "alice")
 	exchange := alice.Exchange(t)
-	before := len(s.proxy.everything())
+	before := len(s.Proxy.Everything())
 	der, key := world.Request(t, "LabUserSMIME", exchange)
 	der = withNullSignature(t, der, key)
 	if r, err := wcce.ParseRequest(der); err != nil || !r.CSR.NullSignature || r.Archived == nil {
@@ -240,7 +241,7 @@ func TestARequestThatStepCACannotSignIsRefusedBeforeItsKeyIsArchived(t *testing.
 	if rows, err := w.Ledger.List(background, ledger.Denied, 10); err != nil || len(rows) != 1 || rows[0].Archived {
 		t.Errorf("%+v, %v", rows, err)
 	}
-	if bytes.Contains(s.proxy.everything()[before:], []byte("/1.0/sign")) {
+	if bytes.Contains(s.Proxy.Everything()[before:], []byte("/1.0/sign")) {
 		t.Error("step-ca was asked")
 	}
 }
@@ -330,11 +331,11 @@ func splice(t testing.TB, der, old, replacement []byte) []byte {
 
 func TestALostAnswerIsFoundWithTheSameCertificate(t *testing.T) {
 	inlab.Need(t)
-	s := start(t, stepca.Template)
-	w := s.gateway(t, "own")
+	s := server.Start(t, stepca.Template)
+	w := gateway(t, s, "own")
 	alice := w.Client(t, "alice")
 	der, key := world.Request(t, "LabUserSMIME", alice.Exchange(t))
-	s.proxy.loseAnswers(1)
+	s.Proxy.LoseAnswers(1)
 	reply, err := alice.Submit(t, der)
 	if err != nil || !reply.Pending {
 		t.Fatalf("%+v, %v", reply, err)

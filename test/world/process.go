@@ -17,6 +17,8 @@ import (
 
 // Process is the gateway as a process of its own, which can be killed and measured.
 type Process struct {
+	Env []string // variables that Start adds
+
 	world  *World
 	binary string
 	config string
@@ -46,6 +48,7 @@ func (p *Process) Start(t testing.TB) {
 	t.Helper()
 	p.log = &bytes.Buffer{}
 	p.cmd = exec.Command(p.binary, "serve", "--config", p.config)
+	p.cmd.Env = append(os.Environ(), p.Env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -75,9 +78,28 @@ func (p *Process) Kill() {
 	}
 }
 
+// PID is the number of the process that Start ran last.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// End tells how the process ended, after Kill, and what it had written.
+func (p *Process) End() (*os.ProcessState, string) { return p.cmd.ProcessState, p.log.String() }
+
+// Alive tells whether the process that Start ran last still runs.
+func (p *Process) Alive() bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return false
+	}
+	_, rest, ok := bytes.Cut(text, []byte(") ")) // the state follows the name (proc(5))
+	return ok && rest[0] != 'Z' && rest[0] != 'X'
+}
+
 // CPU is the processor time that the process has used.
-func (p *Process) CPU() (time.Duration, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+func (p *Process) CPU() (time.Duration, error) { return CPU(p.PID()) }
+
+// CPU is the processor time that a process has used.
+func CPU(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err
 	}

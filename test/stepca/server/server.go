@@ -1,5 +1,5 @@
-// Package stepca tests the gateway in front of a real step-ca. Run it with: make test-stepca
-package stepca
+// Package server runs a real step-ca for tests, with a recording proxy in front of it, and reads its database.
+package server
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -34,25 +35,32 @@ import (
 )
 
 const (
-	provisioner = "enrollgate"
-	password    = "correct horse"
+	// Provisioner is the name of the one provisioner.
+	Provisioner = "enrollgate"
+	// Password opens Server.Key.
+	Password = "correct horse"
 )
 
-// server is a step-ca with a recording proxy in front of it.
-type server struct {
-	url      string // of the proxy
-	root     *x509.Certificate
-	rootFile string
-	issuing  *x509.Certificate
-	key      []byte // encrypted JWK
-	proxy    *recorder
+// Server is a step-ca with a recording proxy in front of it.
+type Server struct {
+	URL      string // of the proxy
+	Direct   string // of step-ca itself
+	Root     *x509.Certificate
+	RootFile string
+	Issuing  *x509.Certificate
+	Key      []byte // encrypted JWK
+	Proxy    *Recorder
+	PID      int
+
 	log      *bytes.Buffer
+	database string // path
+	stop     func()
 }
 
 // binary finds step-ca; without it the test is skipped, but not in CI.
 func binary(t testing.TB) string {
 	t.Helper()
-	out, err := exec.Command("./build.sh", "-n").Output()
+	out, err := exec.Command("../stepca/build.sh", "-n").Output()
 	path := string(bytes.TrimSpace(out))
 	if err == nil {
 		return path
@@ -64,13 +72,13 @@ func binary(t testing.TB) string {
 	return ""
 }
 
-// start makes a root, an intermediate and a provisioner, and runs step-ca with them. template "" leaves the provisioner
+// Start makes a root, an intermediate and a provisioner, and runs step-ca with them. template "" leaves the provisioner
 // without one.
-func start(t testing.TB, template string) *server {
+func Start(t testing.TB, template string) *Server {
 	t.Helper()
 	path := binary(t)
 	dir := t.TempDir()
-	s := &server{log: &bytes.Buffer{}}
+	s := &Server{log: &bytes.Buffer{}, database: filepath.Join(dir, "db")}
 	write := func(name string, content []byte) string {
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, content, 0o600); err != nil {
@@ -81,33 +89,33 @@ func start(t testing.TB, template string) *server {
 	writePEM := func(name, kind string, der []byte) string {
 		return write(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 	}
-	rootKey, issuingKey := newKey(t), newKey(t)
-	s.root = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "Step Root"}, IsCA: true, BasicConstraintsValid: true,
+	rootKey, issuingKey := NewKey(t), NewKey(t)
+	s.Root = Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "Step Root"}, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, nil, rootKey.Public(), rootKey)
-	s.issuing = sign(t, &x509.Certificate{Subject: pkix.Name{Organization: []string{"Lab"}, CommonName: "Step Issuing CA"}, IsCA: true, BasicConstraintsValid: true,
-		MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, s.root, issuingKey.Public(), rootKey)
+	s.Issuing = Sign(t, &x509.Certificate{Subject: pkix.Name{Organization: []string{"Lab"}, CommonName: "Step Issuing CA"}, IsCA: true, BasicConstraintsValid: true,
+		MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, s.Root, issuingKey.Public(), rootKey)
 	keyDER, err := x509.MarshalECPrivateKey(issuingKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.rootFile = writePEM("root.pem", "CERTIFICATE", s.root.Raw)
+	s.RootFile = writePEM("root.pem", "CERTIFICATE", s.Root.Raw)
 
-	jwk := jose.JSONWebKey{Key: newKey(t), Algorithm: "ES256", Use: "sig"}
+	jwk := jose.JSONWebKey{Key: NewKey(t), Algorithm: "ES256", Use: "sig"}
 	sum, err := jwk.Thumbprint(crypto.SHA256)
 	if err != nil {
 		t.Fatal(err)
 	}
-	jwk.KeyID = b64(sum)
-	s.key = encrypt(t, jwk)
+	jwk.KeyID = base64.RawURLEncoding.EncodeToString(sum)
+	s.Key = encrypt(t, jwk)
 
-	address := free(t)
+	address := Free(t)
 	config := map[string]any{
-		"root": s.rootFile, "crt": writePEM("issuing.pem", "CERTIFICATE", s.issuing.Raw), "key": writePEM("issuing.key", "EC PRIVATE KEY", keyDER),
+		"root": s.RootFile, "crt": writePEM("issuing.pem", "CERTIFICATE", s.Issuing.Raw), "key": writePEM("issuing.key", "EC PRIVATE KEY", keyDER),
 		"address": address, "dnsNames": []string{"127.0.0.1", "localhost"}, "logger": map[string]string{"format": "json"},
-		"db":  map[string]string{"type": "badgerv2", "dataSource": filepath.Join(dir, "db")},
+		"db":  map[string]string{"type": "bbolt", "dataSource": s.database},
 		"crl": map[string]any{"enabled": true, "generateOnRevoke": true},
 		"authority": map[string]any{"provisioners": []any{map[string]any{
-			"type": "JWK", "name": provisioner, "key": jwk.Public(), "claims": map[string]any{"maxTLSCertDuration": "26280h", "defaultTLSCertDuration": "24h"},
+			"type": "JWK", "name": Provisioner, "key": jwk.Public(), "claims": map[string]any{"maxTLSCertDuration": "26280h", "defaultTLSCertDuration": "24h"},
 			"options": map[string]any{"x509": x509Options(template, write)},
 		}}},
 	}
@@ -124,18 +132,19 @@ func start(t testing.TB, template string) *server {
 	}
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
+	s.stop = func() { _ = cmd.Process.Kill(); <-ended }
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
+		s.stop()
 		if t.Failed() {
 			out.mu.Lock()
 			t.Logf("step-ca says:\n%s", s.log)
 			out.mu.Unlock()
 		}
 	})
-	s.proxy = newRecorder(t, "https://"+address, s.root, rootKey)
-	s.url = s.proxy.url
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(s.root)}}, Timeout: 2 * time.Second}
+	s.PID, s.Direct = cmd.Process.Pid, "https://"+address
+	s.Proxy = newRecorder(t, s.Direct, s.Root, rootKey)
+	s.URL = s.Proxy.url
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: Pool(s.Root)}}, Timeout: 2 * time.Second}
 	defer client.CloseIdleConnections()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if res, err := client.Get("https://" + address + "/health"); err == nil {
@@ -160,19 +169,19 @@ func x509Options(template string, write func(string, []byte) string) map[string]
 		"templateData": map[string]any{"crlDistributionPoints": []string{"http://ca.lab.test/1.0/crl"}}}
 }
 
-// issuer is the driver, connected to the server.
-func (s *server) issuer(t testing.TB) *stepca.CA {
+// Issuer is the driver, connected to the server.
+func (s *Server) Issuer(t testing.TB) *stepca.CA {
 	t.Helper()
-	ca, err := stepca.New(stepca.Options{Name: "Step", URL: s.url, Roots: []*x509.Certificate{s.root}, Provisioner: provisioner, Key: s.key,
-		Password: []byte(password), Now: time.Now})
+	ca, err := stepca.New(stepca.Options{Name: "Step", URL: s.URL, Roots: []*x509.Certificate{s.Root}, Provisioner: Provisioner, Key: s.Key,
+		Password: []byte(Password), Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ca
 }
 
-// recorder is a TLS server that passes requests on and keeps every octet that it was sent, and can lose answers.
-type recorder struct {
+// Recorder is a TLS server that passes requests on and keeps every octet that it was sent, and can lose answers.
+type Recorder struct {
 	url string
 
 	mu   sync.Mutex
@@ -181,15 +190,15 @@ type recorder struct {
 }
 
 // newRecorder listens with a certificate from step-ca's root, so that the pinned root suits it.
-func newRecorder(t testing.TB, target string, root *x509.Certificate, rootKey crypto.Signer) *recorder {
+func newRecorder(t testing.TB, target string, root *x509.Certificate, rootKey crypto.Signer) *Recorder {
 	t.Helper()
-	r := &recorder{}
+	r := &Recorder{}
 	u, err := url.Parse(target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := newKey(t)
-	cert := sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	key := NewKey(t)
+	cert := Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, root, key.Public(), rootKey)
 	plain, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -197,7 +206,7 @@ func newRecorder(t testing.TB, target string, root *x509.Certificate, rootKey cr
 	}
 	listener := tls.NewListener(plain, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}})
 	proxy := httputil.NewSingleHostReverseProxy(u)
-	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool(root)}}
+	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: Pool(root)}}
 	proxy.ErrorLog = log.New(io.Discard, "", 0)
 	proxy.ModifyResponse = func(res *http.Response) error {
 		r.mu.Lock()
@@ -215,14 +224,15 @@ func newRecorder(t testing.TB, target string, root *x509.Certificate, rootKey cr
 	return r
 }
 
-// everything is what was sent up to now.
-func (r *recorder) everything() []byte {
+// Everything is what was sent up to now.
+func (r *Recorder) Everything() []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return bytes.Clone(r.sent.Bytes())
 }
 
-func (r *recorder) loseAnswers(n int) {
+// LoseAnswers throws the next n answers to /sign away.
+func (r *Recorder) LoseAnswers(n int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lose = n
@@ -230,7 +240,7 @@ func (r *recorder) loseAnswers(n int) {
 
 type recordingListener struct {
 	net.Listener
-	r *recorder
+	r *Recorder
 }
 
 func (l *recordingListener) Accept() (net.Conn, error) {
@@ -244,7 +254,7 @@ func (l *recordingListener) Accept() (net.Conn, error) {
 // recordingConn is above TLS: what it reads is the plaintext.
 type recordingConn struct {
 	net.Conn
-	r *recorder
+	r *Recorder
 }
 
 func (c *recordingConn) Read(p []byte) (int, error) {
@@ -266,7 +276,8 @@ func (l *lockedWriter) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
+// NewKey makes a P-256 key.
+func NewKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -275,8 +286,8 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return k
 }
 
-// sign makes a certificate; issuer nil signs it with its own key.
-func sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
+// Sign makes a certificate; issuer nil signs it with its own key.
+func Sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
 	t.Helper()
 	template.SerialNumber = big.NewInt(time.Now().UnixNano())
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(9, 0, 0)
@@ -297,7 +308,7 @@ func encrypt(t testing.TB, jwk jose.JSONWebKey) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	encrypter, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.PBES2_HS256_A128KW, Key: []byte(password), PBES2Count: 10_000, PBES2Salt: []byte("0123456789abcdef")},
+	encrypter, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.PBES2_HS256_A128KW, Key: []byte(Password), PBES2Count: 10_000, PBES2Salt: []byte("0123456789abcdef")},
 		(&jose.EncrypterOptions{}).WithContentType("jwk+json"))
 	if err != nil {
 		t.Fatal(err)
@@ -309,7 +320,8 @@ func encrypt(t testing.TB, jwk jose.JSONWebKey) []byte {
 	return []byte(jwe.FullSerialize())
 }
 
-func free(t testing.TB) string {
+// Free is an address that nobody listens on.
+func Free(t testing.TB) string {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -319,7 +331,8 @@ func free(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func pool(certs ...*x509.Certificate) *x509.CertPool {
+// Pool has the certificates.
+func Pool(certs ...*x509.Certificate) *x509.CertPool {
 	p := x509.NewCertPool()
 	for _, c := range certs {
 		p.AddCert(c)
