@@ -8,7 +8,11 @@ import (
 	"database/sql"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,14 +215,15 @@ func TestARecoveryThatCannotBeLoggedDoesNotHappen(t *testing.T) {
 	}
 }
 
-func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
-	v := newVault(t)
+// refusals are requests with a flaw that only the exchange key's owner can see, by what is wrong with them.
+func refusals(t testing.TB, v *vault) (good *wcce.Request, bad map[string]*wcce.Request) {
+	t.Helper()
 	_, kra := testpki.Agent(t, "kra", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
 	if err := v.AddAgent(background, kra, "test"); err != nil {
 		t.Fatal(err)
 	}
 	exchange := v.exchange(t)
-	good := request(t, exchange)
+	good = request(t, exchange)
 	seal := func(content []byte, to *x509.Certificate) []byte {
 		sealed, err := wcce.Seal(content, wcce.OIDDESEDE3CBC, false, to)
 		if err != nil {
@@ -234,17 +239,26 @@ func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
 	flipped[len(flipped)-1] ^= 1
 	wrongKeyBlock := bytes.Clone(good.Archived.Raw)
 	wrongKeyBlock[200] ^= 1
-	cases := map[string][]byte{
+	bad = map[string]*wcce.Request{}
+	for name, raw := range map[string][]byte{
 		"another key than the request's": seal(foreign, exchange), "not a key blob": seal([]byte("hello"), exchange),
 		"sealed to somebody else": seal(foreign, kra), "a flipped bit in the content": flipped, "a flipped bit in the key block": wrongKeyBlock,
 		"not EnvelopedData": []byte("garbage"),
-	}
-	texts := map[string]bool{}
-	for name, raw := range cases {
+	} {
 		r := *good
 		r.Archived = &wcce.ArchivedKey{Raw: raw}
+		bad[name] = &r
+	}
+	return good, bad
+}
+
+func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
+	v := newVault(t)
+	good, bad := refusals(t, v)
+	texts := map[string]bool{}
+	for name, r := range bad {
 		begin := time.Now()
-		_, err := v.Open("Test CA", &r)
+		_, err := v.Open("Test CA", r)
 		if took := time.Since(begin); took < 99*time.Millisecond {
 			t.Errorf("%s: refused after %s, which tells it from the others", name, took)
 		}
@@ -260,6 +274,46 @@ func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
 	}
 	if _, err := v.Open("Other CA", good); err == nil {
 		t.Error("the exchange key of one CA opened a request to another")
+	}
+}
+
+// BenchmarkRefusals shows whether the time of a refusal tells the failures apart: the kinds take turns, in random order,
+// and each gets its median and the probability that it is slower than one of the others (0.5: a toss of a coin).
+func BenchmarkRefusals(b *testing.B) {
+	v := newVault(b)
+	_, bad := refusals(b, v)
+	names := slices.Sorted(maps.Keys(bad))
+	const samples = 60
+	took := map[string][]time.Duration{}
+	for range samples {
+		for _, i := range rand.Perm(len(names)) {
+			begin := time.Now()
+			_, err := v.Open("Test CA", bad[names[i]])
+			took[names[i]] = append(took[names[i]], time.Since(begin))
+			if err == nil {
+				b.Fatal("accepted")
+			}
+		}
+	}
+	for _, name := range names {
+		slices.Sort(took[name])
+		slower, pairs := 0.0, 0.0
+		for _, other := range names {
+			if other == name {
+				continue
+			}
+			for _, x := range took[name] {
+				for _, y := range took[other] {
+					pairs++
+					if x > y {
+						slower++
+					} else if x == y {
+						slower += 0.5
+					}
+				}
+			}
+		}
+		fmt.Printf("%-32s median %9.3f ms   slower than another: %.2f   (%d samples)\n", name, float64(took[name][samples/2].Microseconds())/1000, slower/pairs, samples)
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/soap"
-	"github.com/enrollgate/enrollgate/test/vectors"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -52,42 +51,6 @@ func TestTheSameRequestTwiceAtOnceGivesOneCertificate(t *testing.T) {
 	if err != nil || err2 != nil || len(rows) != 1 || len(entries) != 1 {
 		t.Errorf("%d requests, %d archived keys, %v, %v", len(rows), len(entries), err, err2)
 	}
-}
-
-// Every octet of the recorded requests flipped, and every prefix, through the listener. What still decodes is refused by
-// policy: no template of the lab has their names.
-func TestDamagedRecordedRequestsThroughTheListener(t *testing.T) {
-	w := world.Start(t)
-	alice := w.Client(t, "alice")
-	step := 23
-	if os.Getenv("ENROLLGATE_LONG") != "" {
-		step = 1
-	}
-	sent := 0
-	for name, der := range vectors.Requests(t) {
-		stride := step
-		if strings.HasPrefix(name, "ejbca/user-enroll-1") {
-			stride = max(1, step/6)
-		}
-		for i := 0; i < len(der); i += stride {
-			flipped := bytes.Clone(der)
-			flipped[i] ^= 1 << (i % 8)
-			for _, bad := range [][]byte{flipped, der[:i]} {
-				reply, err := alice.Submit(t, bad)
-				if err == nil {
-					t.Fatalf("%s, octet %d: answered with %+v", name, i, reply)
-				}
-				sent++
-			}
-		}
-	}
-	if rows, err := w.Ledger.List(background, ledger.Issued, 1); err != nil || len(rows) != 0 {
-		t.Errorf("%d certificates, %v", len(rows), err)
-	}
-	if _, err := alice.Submit(t, first(world.Request(t, "LabUserAuth", nil))); err != nil {
-		t.Errorf("after %d damaged requests a good one: %v", sent, err)
-	}
-	t.Logf("%d damaged requests", sent)
 }
 
 func TestHugeAndSlowRequestsDoNotHurt(t *testing.T) {

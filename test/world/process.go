@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +77,16 @@ func (p *Process) Kill() {
 		_ = p.cmd.Process.Kill()
 		_ = p.cmd.Wait()
 	}
+}
+
+// Stop asks the process to end, as systemd does, and returns how it ended and what it had written.
+func (p *Process) Stop(t testing.TB) (*os.ProcessState, string) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.cmd.Wait()
+	return p.End()
 }
 
 // PID is the number of the process that Start ran last.
