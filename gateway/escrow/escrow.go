@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,6 +124,15 @@ func errEnclosed(cause error) error {
 // also limits how fast one connection can try.
 const failureTime = 100 * time.Millisecond
 
+// waitUntil returns at deadline. A sleep alone ends up to a millisecond late, by an amount that depends on when it began:
+// just what has to stay unknown. So the end is waited for on the processor.
+func waitUntil(deadline time.Time) {
+	time.Sleep(time.Until(deadline) - 2*time.Millisecond)
+	for time.Until(deadline) > 0 {
+		runtime.Gosched()
+	}
+}
+
 // Open takes the enclosed private key out of a verified request: decrypts it, proves that it is the private half of the
 // request's public key, and seals it to the agents. The key in the clear exists only inside this call, in memory that is
 // wiped before it returns.
@@ -132,7 +142,7 @@ func (e *Escrow) Open(ca string, r *wcce.Request) (record *Record, err error) {
 	begin := time.Now()
 	defer func() {
 		if err != nil {
-			time.Sleep(failureTime - time.Since(begin))
+			waitUntil(begin.Add(failureTime))
 		}
 	}()
 	agents, err := e.validAgents()
