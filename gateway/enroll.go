@@ -48,30 +48,31 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 	laps := g.metrics.laps()
 
 	request, err := decode(s)
-	laps.done("decode")
+	laps.done("decode", err)
 	if err != nil {
 		return nil, err
 	}
 	ca, decision, err := g.decide(ctx, s, request)
-	laps.done("decide")
 	if err != nil {
+		laps.done("decide", err)
 		return nil, err
 	}
-	row := newRow(s, ca, request, decision)
-	if err := decision.Err(); err != nil {
-		return nil, g.deny(ctx, row, err)
+	row, refused := newRow(s, ca, request, decision), decision.Err()
+	laps.done("decide", refused)
+	if refused != nil {
+		return nil, g.deny(ctx, row, refused)
 	}
 	// What the CA could never sign is refused before anything is archived.
 	if err := upstream.Check(ca.Issuer, upstream.Order{CSR: row.CSR, PublicKey: request.CSR.PublicKey, Profile: row.Profile}); err != nil {
 		return nil, g.deny(ctx, row, hresult.New(hresult.NotSupported, "%v", err))
 	}
 	record, err := g.openArchivedKey(ca, request, decision)
-	laps.done("archive")
+	laps.done("archive", err)
 	if err != nil {
 		return nil, g.deny(ctx, row, err)
 	}
 	err = g.begin(ctx, row, record)
-	laps.done("record")
+	laps.done("record", err)
 	if err != nil {
 		if earlier, ok := errors.AsType[*ledger.DuplicateError](err); ok {
 			return g.await(ctx, ca, earlier.ID)
@@ -79,16 +80,25 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 		return nil, err
 	}
 	if row.State == ledger.Pending {
-		g.logRow(row, "the request waits for a certificate manager")
+		g.logRow(row, nil, "the request waits for a certificate manager")
 		return g.reply(ctx, ca, row)
 	}
 	return g.issue(ctx, ca, row)
 }
 
-// logRow says what became of a request.
-func (g *Gateway) logRow(row *ledger.Row, text string) {
-	g.Log.WithFields(logrus.Fields{"request": row.ID, "caller": row.Caller, "template": row.Template, "ca": row.CA, "transport": row.Transport,
-		"archived": row.Archived, "serial": row.Serial, "state": row.State}).Info(text)
+// logRow says in one line what became of a request; refusal is nil where it was not refused.
+func (g *Gateway) logRow(row *ledger.Row, refusal *hresult.Error, text string) {
+	log := g.Log.WithFields(logrus.Fields{"request": row.ID, "caller": row.Caller, "template": row.Template, "ca": row.CA, "transport": row.Transport,
+		"archived": row.Archived, "serial": row.Serial, "state": row.State})
+	if refusal == nil {
+		log.Info(text)
+		return
+	}
+	log = log.WithFields(logrus.Fields{"code": refusal.Code.String(), "fix": refusal.Fix})
+	if refusal.Cause != nil {
+		log = log.WithError(refusal.Cause)
+	}
+	log.Warn(text)
 }
 
 // decode reads and verifies the request.
@@ -170,7 +180,7 @@ func (g *Gateway) deny(ctx context.Context, row *ledger.Row, cause error) error 
 		return hresult.Wrap(hresult.ServerUnavailable, errors.Join(err, cause), "the request could not be recorded")
 	}
 	row.ID = id
-	g.logRow(row, "request ended: "+e.Text)
+	g.logRow(row, e, "request ended: "+e.Text)
 	return &Refusal{RequestID: id, Err: e}
 }
 
@@ -253,7 +263,7 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	}
 	laps := g.metrics.laps()
 	answer, err := g.submit(ctx, ca, row, order)
-	laps.done("issue")
+	laps.done("issue", err)
 	if err != nil { // the answer is lost, not the request: the row stays and is resumed
 		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
 		row.State, row.Message = ledger.Waiting, messagePending
@@ -264,14 +274,18 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	}
 	result := g.check(ctx, ca, order, answer)
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
-	laps.done("close")
+	laps.done("close", err)
 	switch {
 	case err == nil:
 		row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
 		if result.Certificate != nil {
 			row.Certificate, row.Serial = result.Certificate.Raw, ledger.SerialText(result.Certificate)
 		}
-		g.logRow(row, "request ended: "+string(result.State))
+		var refusal *hresult.Error
+		if result.HResult != 0 {
+			refusal = hresult.New(result.HResult, "%s", result.Message)
+		}
+		g.logRow(row, refusal, fmt.Sprintf("request ended: %s: %s", result.State, result.Message))
 	default: // somebody else finished it, or the disk failed: the ledger knows
 		if row, err = g.Ledger.Get(ctx, row.ID); err != nil {
 			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again for request %d", row.ID)

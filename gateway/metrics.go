@@ -27,7 +27,8 @@ func newMetrics() *metrics {
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "enrollgate_request_duration_seconds",
 			Help: "Time from the decoded message to the reply.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 14)}),
 		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "enrollgate_step_duration_seconds",
-			Help: "Time of each step of a request's journey.", Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}, []string{"step"}),
+			Help:    "Time of each step of a request's journey, by outcome: ok, or the HRESULT that ended the journey there.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}, []string{"step", "outcome"}),
 		policies: prometheus.NewCounter(prometheus.CounterOpts{Name: "enrollgate_policy_requests_total", Help: "GetPolicies calls answered."}),
 	}
 	m.registry.MustRegister(m.requests, m.duration, m.steps, m.policies, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -77,9 +78,12 @@ type laps struct {
 
 func (m *metrics) laps() *laps { return &laps{m: m, last: time.Now()} }
 
-// done ends a step.
-func (l *laps) done(step string) {
-	now := time.Now()
-	l.m.steps.WithLabelValues(step).Observe(now.Sub(l.last).Seconds())
+// done ends a step; err is nil where the journey goes on.
+func (l *laps) done(step string, err error) {
+	now, outcome := time.Now(), "ok"
+	if err != nil {
+		outcome = hresult.From(err).Code.Name()
+	}
+	l.m.steps.WithLabelValues(step, outcome).Observe(now.Sub(l.last).Seconds())
 	l.last = now
 }

@@ -153,13 +153,14 @@ func (h *handler) logFault(x *exchange, err error) {
 	if x.reply.activityID != "" {
 		log = log.WithField("activity", x.reply.activityID)
 	}
-	if q, ok := errors.AsType[*RequestError](err); ok {
-		log = log.WithField("request", q.RequestID)
-	}
 	if e.Cause != nil {
 		log = log.WithError(e.Cause)
 	}
-	log.Warn("answered with a fault: " + e.Text)
+	level := logrus.WarnLevel
+	if q, ok := errors.AsType[*RequestError](err); ok { // the gateway has logged the refusal of a recorded request
+		log, level = log.WithField("request", q.RequestID), logrus.DebugLevel
+	}
+	log.Log(level, "answered with a fault: "+e.Text)
 }
 
 // dispatch opens the message and calls the backend. A panic of the backend is an error of this request alone.
