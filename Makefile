@@ -7,7 +7,7 @@ GO ?= go
 CMD ?=
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca fuzz bench lint deps clean
+.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca test-hostile fuzz bench lint deps clean
 
 build:
 	@CGO_ENABLED=0 $(GO) build -o bin/enrollgate ./cmd/enrollgate
@@ -47,6 +47,10 @@ test-kill: deps build
 test-stepca: deps build
 	@test/stepca/build.sh >/dev/null
 	@test/lab/lab.sh ns $(GO) test ./test/stepca -count=1 -timeout 10m
+
+# Every octet of every recorded request flipped, and every prefix, through the listener; make test does every seventh.
+test-hostile: deps build
+	@set -o pipefail; ENROLLGATE_LONG=1 test/lab/lab.sh ns $(GO) test ./test/e2e -run HostileInput -count=1 -v -timeout 15m | grep -vE '^ *(===|---)|octets, '
 
 # Every fuzz target for FUZZTIME (5s).
 fuzz: deps
