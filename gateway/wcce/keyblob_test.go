@@ -2,6 +2,7 @@ package wcce_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -184,6 +186,45 @@ func TestECBlobs(t *testing.T) {
 		out, err := testpki.OpenSSL(t, parseBlob(t, ours).PKCS8, "pkey", "-inform", "DER", "-check", "-noout")
 		if err != nil || !strings.Contains(string(out), "valid") {
 			t.Errorf("OpenSSL does not take the key: %s %v", out, err)
+		}
+	}
+}
+
+// The blobs of testdata/bcryptblob.py are made of what OpenSSL prints of its keys.
+func TestBCryptBlobsOfOpenSSLsKeys(t *testing.T) {
+	for _, c := range []struct {
+		make  []string
+		forms []string
+	}{
+		{[]string{"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"}, []string{"RSA2", "RSA3"}},
+		{[]string{"-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:4096"}, []string{"RSA2", "RSA3"}},
+		{[]string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"}, []string{"ECK2", "ECS2"}},
+		{[]string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"}, []string{"ECK4", "ECS4"}},
+		{[]string{"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521"}, []string{"ECK6", "ECS6"}},
+	} {
+		pemKey, err := testpki.OpenSSL(t, nil, append([]string{"genpkey"}, c.make...)...)
+		if err != nil {
+			t.Fatalf("%s %v", pemKey, err)
+		}
+		block, _ := pem.Decode(pemKey)
+		want, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, form := range c.forms {
+			cmd := exec.Command("python3", "testdata/bcryptblob.py", form)
+			cmd.Stdin = bytes.NewReader(pemKey)
+			blob, err := cmd.Output()
+			if err != nil {
+				t.Fatalf("%s: %v", form, err)
+			}
+			got, err := x509.ParsePKCS8PrivateKey(parseBlob(t, blob).PKCS8)
+			if err != nil || !got.(interface{ Public() crypto.PublicKey }).Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(want.(crypto.Signer).Public()) {
+				t.Errorf("%s, %s: the PKCS#8 form is not the key: %v", form, c.make[3], err)
+			}
+			if key, ok := got.(*rsa.PrivateKey); ok && key.Validate() != nil {
+				t.Errorf("%s, %s: %v", form, c.make[3], key.Validate())
+			}
 		}
 	}
 }
