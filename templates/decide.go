@@ -134,20 +134,7 @@ func checkUnderstood(in Input, t *Template, c *checks) {
 
 // Unsupported lists what in the template this implementation refuses to serve; nil where it serves the template.
 func Unsupported(t *Template) (no []string) {
-	for _, f := range []struct {
-		value uint32
-		names []flagName
-		attr  string
-	}{
-		{t.GeneralFlags, generalFlagNames, "flags"},
-		{t.EnrollmentFlags, enrollmentFlagNames, "msPKI-Enrollment-Flag"},
-		{t.PrivateKeyFlags &^ (keyServerVersionMask | keyClientVersionMask), privateKeyFlagNames, "msPKI-Private-Key-Flag"},
-		{t.NameFlags, nameFlagNames, "msPKI-Certificate-Name-Flag"},
-	} {
-		if _, unknown := describeFlags(f.value, f.names); unknown != 0 {
-			no = append(no, fmt.Sprintf("unknown bits 0x%08X in %s", unknown, f.attr))
-		}
-	}
+	no = t.unknownBits()
 	refuse := func(when bool, what string) {
 		if when {
 			no = append(no, what)

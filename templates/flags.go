@@ -2,6 +2,7 @@ package templates
 
 import (
 	"fmt"
+	"math/bits"
 	"strings"
 )
 
@@ -82,90 +83,40 @@ const (
 	NameSubjectRequireDirectoryPath uint32 = 0x80000000
 )
 
-// flagName is one bit of a flag attribute.
-type flagName struct {
-	bit  uint32
-	name string
-}
-
-var generalFlagNames = []flagName{
-	{flagEnrolleeSupplied, "ENROLLEE_SUPPLIED (reserved)"}, {flagAddEmail, "ADD_EMAIL (reserved)"},
-	{flagAddObjID, "ADD_OBJ_GUID (reserved)"}, {flagPublishDS, "PUBLISH (reserved)"}, {flagExportable, "EXPORTABLE_KEY (reserved)"},
-	{FlagAutoEnrollment, "AUTO_ENROLLMENT"}, {FlagMachineType, "MACHINE_TYPE"}, {FlagIsCA, "IS_CA"},
-	{FlagAddTemplateName, "ADD_TEMPLATE_NAME"}, {FlagIsCrossCA, "IS_CROSS_CA"}, {FlagDoNotPersistInDB, "DONOTPERSISTINDB"},
-	{FlagIsDefault, "IS_DEFAULT"}, {FlagIsModified, "IS_MODIFIED"}, {flagDoNotDeleteOnPoll, "0x80000 (no meaning)"},
-}
-
-var enrollmentFlagNames = []flagName{
-	{EnrollIncludeSymmetricAlgorithms, "INCLUDE_SYMMETRIC_ALGORITHMS"}, {EnrollPendAllRequests, "PEND_ALL_REQUESTS"},
-	{EnrollPublishToKRAContainer, "PUBLISH_TO_KRA_CONTAINER"}, {EnrollPublishToDS, "PUBLISH_TO_DS"},
-	{EnrollCheckUserDSCertificate, "AUTO_ENROLLMENT_CHECK_USER_DS_CERTIFICATE"}, {EnrollAutoEnrollment, "AUTO_ENROLLMENT"},
-	{EnrollPreviousApprovalValidate, "PREVIOUS_APPROVAL_VALIDATE_REENROLLMENT"},
-	{EnrollUserInteractionRequired, "USER_INTERACTION_REQUIRED"},
-	{EnrollRemoveInvalidFromPersonalStore, "REMOVE_INVALID_CERTIFICATE_FROM_PERSONAL_STORE"},
-	{EnrollAllowOnBehalfOf, "ALLOW_ENROLL_ON_BEHALF_OF"}, {EnrollAddOCSPNoCheck, "ADD_OCSP_NOCHECK"},
-	{EnrollKeyReuseOnTokenFull, "ENABLE_KEY_REUSE_ON_NT_TOKEN_KEYSET_STORAGE_FULL"},
-	{EnrollNoRevocationInfo, "NOREVOCATIONINFOINISSUEDCERTS"}, {EnrollIncludeBasicConstraints, "INCLUDE_BASIC_CONSTRAINTS_FOR_EE_CERTS"},
-	{EnrollPreviousApprovalKeyBasedRenewal, "ALLOW_PREVIOUS_APPROVAL_KEYBASEDRENEWAL_VALIDATE_REENROLLMENT"},
-	{EnrollIssuancePoliciesFromRequest, "ISSUANCE_POLICIES_FROM_REQUEST"}, {EnrollSkipAutoRenewal, "SKIP_AUTO_RENEWAL"},
-	{EnrollNoSecurityExtension, "NO_SECURITY_EXTENSION"},
-}
-
-var privateKeyFlagNames = []flagName{
-	{KeyRequireArchival, "REQUIRE_PRIVATE_KEY_ARCHIVAL"}, {KeyExportable, "EXPORTABLE_KEY"},
-	{KeyStrongProtection, "STRONG_KEY_PROTECTION_REQUIRED"}, {KeyAlternateSignature, "REQUIRE_ALTERNATE_SIGNATURE_ALGORITHM"},
-	{KeyRequireSameKeyRenewal, "REQUIRE_SAME_KEY_RENEWAL"}, {KeyUseLegacyProvider, "USE_LEGACY_PROVIDER"},
-	{KeyTrustOnUse, "EK_TRUST_ON_USE"}, {KeyTrustEKCertificate, "EK_VALIDATE_CERT"}, {KeyTrustEKKey, "EK_VALIDATE_KEY"},
-	{KeyAttestPreferred, "ATTEST_PREFERRED"}, {KeyAttestRequired, "ATTEST_REQUIRED"},
-	{KeyAttestWithoutPolicy, "ATTESTATION_WITHOUT_POLICY"}, {keyHelloKSPKey, "HELLO_KSP_KEY (reserved)"},
-	{KeyHelloLogon, "HELLO_LOGON_KEY"},
-}
-
-var nameFlagNames = []flagName{
-	{NameEnrolleeSuppliesSubject, "ENROLLEE_SUPPLIES_SUBJECT"}, {NameOldCertSuppliesSubject, "OLD_CERT_SUPPLIES_SUBJECT_AND_ALT_NAME"},
-	{NameEnrolleeSuppliesSAN, "ENROLLEE_SUPPLIES_SUBJECT_ALT_NAME"}, {NameSANRequireDomainDNS, "SUBJECT_ALT_REQUIRE_DOMAIN_DNS"},
-	{NameSANRequireSPN, "SUBJECT_ALT_REQUIRE_SPN"}, {NameSANRequireDirectoryGUID, "SUBJECT_ALT_REQUIRE_DIRECTORY_GUID"},
-	{NameSANRequireUPN, "SUBJECT_ALT_REQUIRE_UPN"}, {NameSANRequireEmail, "SUBJECT_ALT_REQUIRE_EMAIL"},
-	{NameSANRequireDNS, "SUBJECT_ALT_REQUIRE_DNS"}, {NameSubjectRequireDNSAsCN, "SUBJECT_REQUIRE_DNS_AS_CN"},
-	{NameSubjectRequireEmail, "SUBJECT_REQUIRE_EMAIL"}, {NameSubjectRequireCommonName, "SUBJECT_REQUIRE_COMMON_NAME"},
-	{NameSubjectRequireDirectoryPath, "SUBJECT_REQUIRE_DIRECTORY_PATH"},
-}
-
-// describeFlags names the bits that are set, in ascending order, and returns the bits without a name.
-func describeFlags(value uint32, names []flagName) (set []string, unknown uint32) {
-	unknown = value
-	for _, f := range names {
-		if value&f.bit != 0 {
-			set = append(set, f.name)
-			unknown &^= f.bit
-		}
-	}
-	return set, unknown
-}
-
 // FlagText describes a template's four flag attributes for people.
 type FlagText struct{ Attribute, Value, Meaning string }
 
 // Flags returns the flag attributes with every bit that is set named.
 func (t *Template) Flags() []FlagText {
-	rows := []struct {
-		attribute string
-		value     uint32
-		names     []flagName
-		ignore    uint32
-	}{
-		{"flags", t.GeneralFlags, generalFlagNames, 0},
-		{"msPKI-Enrollment-Flag", t.EnrollmentFlags, enrollmentFlagNames, 0},
-		{"msPKI-Private-Key-Flag", t.PrivateKeyFlags, privateKeyFlagNames, keyServerVersionMask | keyClientVersionMask},
-		{"msPKI-Certificate-Name-Flag", t.NameFlags, nameFlagNames, 0},
-	}
-	out := make([]FlagText, len(rows))
-	for i, r := range rows {
-		set, unknown := describeFlags(r.value&^r.ignore, r.names)
+	var out []FlagText
+	for _, g := range flagGroups {
+		value := *t.value(g.attribute)
+		unknown := value
+		var set []string
+		for _, f := range g.flags {
+			unknown &^= f.Bit
+			if value&f.Bit != 0 && bits.OnesCount32(f.Bit) == 1 {
+				set = append(set, f.Name)
+			}
+		}
 		if unknown != 0 {
 			set = append(set, fmt.Sprintf("unknown bits 0x%08X", unknown))
 		}
-		out[i] = FlagText{r.attribute, fmt.Sprintf("0x%08X", r.value), strings.Join(set, " | ")}
+		out = append(out, FlagText{g.attribute, fmt.Sprintf("0x%08X", value), strings.Join(set, " | ")})
+	}
+	return out
+}
+
+// unknownBits lists the bits that the table does not have, by attribute.
+func (t *Template) unknownBits() (out []string) {
+	for _, g := range flagGroups {
+		unknown := *t.value(g.attribute)
+		for i := range g.flags {
+			unknown &^= g.flags[i].Bit
+		}
+		if unknown != 0 {
+			out = append(out, fmt.Sprintf("unknown bits 0x%08X in %s", unknown, g.attribute))
+		}
 	}
 	return out
 }

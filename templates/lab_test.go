@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,7 +113,7 @@ func (f *forest) as(t testing.TB, account, cn, template string, groups ...string
 		Subject: Subject{DN: "CN=" + cn + labUsers, CN: cn, SAMAccount: account, Mail: account + "@lab.test", UPN: account + "@lab.test", UPNExplicit: true, SID: sid,
 			RDNs: [][]RDN{{part("CN", cn)}, {part("CN", "Users")}, {part("DC", "lab")}, {part("DC", "test")}}},
 		Template: Reference{Name: template, Major: -1, Minor: -1},
-		Request:  &Request{CMC: true, PublicKey: rsaKey(t), Subject: []byte{0x30, 0}},
+		Request:  &Request{CMC: true, PublicKey: clientKey(), Subject: []byte{0x30, 0}},
 	}
 	for _, g := range groups {
 		in.Caller.Groups = append(in.Caller.Groups, f.sid(t, g))
@@ -120,14 +121,14 @@ func (f *forest) as(t testing.TB, account, cn, template string, groups ...string
 	return in
 }
 
-func rsaKey(t testing.TB) *rsa.PublicKey {
-	t.Helper()
+// clientKey is the key of every request that does not say otherwise.
+var clientKey = sync.OnceValue(func() *rsa.PublicKey {
 	k, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	return &k.PublicKey
-}
+})
 
 func ecKey(t testing.TB, c elliptic.Curve) *ecdsa.PublicKey {
 	t.Helper()

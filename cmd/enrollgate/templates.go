@@ -45,7 +45,19 @@ func (a *app) templatesCommand() *cobra.Command {
 			})
 		},
 	}
-	cmd.AddCommand(list, show)
+	flags := &cobra.Command{
+		Use: "flags", Short: "List every flag that a template can have, and what it does here", Args: exactArgs(),
+		RunE: func(*cobra.Command, []string) error {
+			all := templates.AllFlags()
+			return a.print(all, func(w *tabwriter.Writer) {
+				row(w, "ATTRIBUTE", "BIT", "FLAG", "EFFECT", "WHAT IT DOES HERE", "SPECIFICATION")
+				for _, f := range all {
+					row(w, f.Attribute, fmt.Sprintf("0x%08X", f.Bit), f.Name, f.Effect, f.Does, f.Spec)
+				}
+			})
+		},
+	}
+	cmd.AddCommand(list, show, flags)
 	return cmd
 }
 
