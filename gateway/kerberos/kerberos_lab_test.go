@@ -283,7 +283,7 @@ func TestLabCurlIsAccepted(t *testing.T) {
 	inlab.Need(t)
 	for _, tool := range []string{"curl", "kinit"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s", tool)
+			inlab.Missing(t, tool)
 		}
 	}
 	s := labServer(t, labAcceptor(t, nil), false)
@@ -330,7 +330,7 @@ func TestLabMutualAuthentication(t *testing.T) {
 		python = "/usr/bin/python3"
 	}
 	if out, err := exec.Command(python, "-c", "import gssapi").CombinedOutput(); err != nil {
-		t.Skipf("needs python3-gssapi: %s", out)
+		inlab.Missing(t, "python3-gssapi: "+string(out))
 	}
 	cert := &x509.Certificate{Raw: []byte("a certificate"), SignatureAlgorithm: x509.ECDSAWithSHA384}
 	a := labAcceptor(t, func(o *Options) {

@@ -17,3 +17,12 @@ func Need(t testing.TB) {
 		t.Skip("needs the lab's domain controller: run make test, or test/lab/lab.sh ns go test ./...")
 	}
 }
+
+// Missing skips a test that lacks something which test/deps.sh installs, but fails it in CI.
+func Missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatalf("missing: %s; run test/deps.sh as root", what)
+	}
+	t.Skipf("needs %s: run test/deps.sh as root", what)
+}

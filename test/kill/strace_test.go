@@ -11,18 +11,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/enrollgate/enrollgate/test/inlab"
 )
 
 // needStrace skips a test where strace is missing, but not in CI.
 func needStrace(t *testing.T) {
 	t.Helper()
-	if _, err := exec.LookPath("strace"); err == nil {
-		return
+	if _, err := exec.LookPath("strace"); err != nil {
+		inlab.Missing(t, "strace")
 	}
-	if os.Getenv("CI") != "" {
-		t.Fatal("strace is missing: run test/deps.sh")
-	}
-	t.Skip("needs strace: run test/deps.sh as root")
 }
 
 // tracer is strace, attached to the gateway.
