@@ -17,6 +17,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/sirupsen/logrus"
 )
 
@@ -52,12 +53,13 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 	if err != nil {
 		return nil, err
 	}
-	ca, decision, err := g.decide(ctx, s, request)
+	ruling, err := g.decide(ctx, s, request)
 	if err != nil {
 		laps.done("decide", err)
 		return nil, err
 	}
-	row, refused := newRow(s, ca, request, decision), decision.Err()
+	ca, decision := ruling.ca, ruling.decision
+	row, refused := newRow(s, ruling, request), decision.Err()
 	laps.done("decide", refused)
 	if refused != nil {
 		return nil, g.deny(ctx, row, refused)
@@ -108,58 +110,58 @@ func decode(s Submission) (*wcce.Request, error) {
 		return nil, err
 	}
 	for _, a := range s.Attributes {
-		if strings.EqualFold(a.Name, "CertificateTemplate") {
+		switch strings.ToLower(a.Name) {
+		case "certificatetemplate":
 			if err := request.NameTemplate(a.Value); err != nil {
 				return nil, err
 			}
+		case "requestername":
+			return nil, hresult.New(hresult.InvalidArg, "the request attributes name an account that the request is for (%q): only what an enrollment agent signs may", a.Value)
 		}
 	}
 	return request, nil
 }
 
+// ruling is what was decided about a request.
+type ruling struct {
+	ca       *CA
+	subject  security.SID // whom the certificate is for
+	decision *templates.Decision
+}
+
 // decide asks policy. The error is a failure to decide; a refusal is in the decision.
-func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Request) (*CA, *templates.Decision, error) {
+func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Request) (*ruling, error) {
 	ca := g.CA(s.CA)
 	if ca == nil {
-		return nil, nil, hresult.New(hresult.InvalidArg, "there is no CA %q here", s.CA)
+		return nil, hresult.New(hresult.InvalidArg, "there is no CA %q here", s.CA)
 	}
-	subject, err := g.Directory.Subject(ctx, s.Caller.SID)
+	in, err := g.parties(ctx, s.Caller, request)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	f := facts(request)
+	f, err := g.facts(ctx, request)
+	if err != nil {
+		return nil, err
+	}
 	if f.Renewal != nil && !f.ArchivedKey {
 		// A renewal that keeps its key need not enclose it again. What a client says about an old certificate proves
 		// nothing: only the escrow knows whether the key is there.
 		if f.KeyInEscrow, err = g.Escrow.Has(ctx, request.CSR.RawSPKI); err != nil {
-			return nil, nil, hresult.Wrap(hresult.ServerUnavailable, err, "the escrow cannot be read; try again")
+			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the escrow cannot be read; try again")
 		}
 	}
-	decision := templates.Decide(templates.Input{
-		Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca),
-		Caller: s.Caller, Subject: subject, Template: templates.Reference(request.Template), Request: f, Now: g.now(),
-	})
+	in.Snapshot, in.MaxAge, in.Authority = g.Directory.Snapshot(), g.Config.Directory.MaxAge, g.authority(ca)
+	in.Template, in.Request, in.Now = templates.Reference(request.Template), f, g.now()
+	decision := templates.Decide(in)
 	g.lintCertificate(&decision, f.PublicKey)
-	return ca, &decision, nil
+	return &ruling{ca, in.Subject.SID, &decision}, nil
 }
 
-// facts are what policy looks at.
-func facts(r *wcce.Request) *templates.Request {
-	f := &templates.Request{
-		CMC: r.Format == wcce.CMC, PublicKey: r.CSR.PublicKey, Subject: r.CSR.RawSubject,
-		ArchivedKey: r.Archived != nil, ArchivedHash: r.ArchivedHash, RejectArchival: r.ArchivedErr,
-		Renewal: r.Renewal, ExtraSigners: r.ExtraSigners(), RequestorName: r.Value("requestername"),
-	}
-	for _, e := range r.CSR.Extensions {
-		f.Extensions = append(f.Extensions, templates.Extension(e))
-	}
-	return f
-}
-
-func newRow(s Submission, ca *CA, request *wcce.Request, d *templates.Decision) *ledger.Row {
+func newRow(s Submission, r *ruling, request *wcce.Request) *ledger.Row {
+	d := r.decision
 	fingerprint := sha256.Sum256(s.Request)
 	row := &ledger.Row{
-		State: ledger.Open, Caller: s.Caller.Principal, CallerSID: s.Caller.SID, Template: d.Template, CA: ca.Name, Transport: s.Transport,
+		State: ledger.Open, Caller: s.Caller.Principal, CallerSID: s.Caller.SID, SubjectSID: r.subject, Template: d.Template, CA: r.ca.Name, Transport: s.Transport,
 		Fingerprint: fingerprint[:], CSR: request.CSR.Raw, Profile: d.Profile, Checks: d.Checks,
 	}
 	if d.Outcome == templates.Pend {
@@ -294,15 +296,18 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	return g.reply(ctx, ca, row)
 }
 
-// checkStillEnabled refuses a request whose account was disabled or deleted while it waited for a manager. Where the
-// directory cannot be asked the request stays approved, for later.
+// checkStillEnabled refuses a request of which an account, the subject's or the caller's, was disabled or deleted while it
+// waited for a manager. Where the directory cannot be asked the request stays approved, for later.
 func (g *Gateway) checkStillEnabled(ctx context.Context, row *ledger.Row) error {
-	subject, err := g.Directory.Subject(ctx, row.CallerSID)
+	subject, err := g.Directory.Subject(ctx, row.SubjectSID)
+	if err == nil && !subject.Disabled && row.CallerSID != row.SubjectSID {
+		subject, err = g.Directory.Subject(ctx, row.CallerSID)
+	}
 	switch {
 	case err == nil && !subject.Disabled:
 		return nil
 	case err == nil:
-		err = hresult.New(hresult.AccountDisabled, "the account %s was disabled while the request waited", row.Caller)
+		err = hresult.New(hresult.AccountDisabled, "the account %s was disabled while the request waited", subject.SAMAccount)
 	case hresult.From(err).Code != hresult.NoSuchUser:
 		return err
 	}

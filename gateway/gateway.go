@@ -41,6 +41,10 @@ type Directory interface {
 	Snapshot() *templates.Snapshot
 	// Subject returns what the directory says about an account.
 	Subject(ctx context.Context, sid security.SID) (templates.Subject, error)
+	// SubjectByName is the same by an account name, with the groups that a ticket would bring.
+	SubjectByName(ctx context.Context, name string) (templates.Subject, error)
+	// SIDsOf returns the SIDs of accounts and groups by name; a name that does not exist is an error.
+	SIDsOf(ctx context.Context, names []string) ([]security.SID, error)
 }
 
 // CA is one configured certification authority.

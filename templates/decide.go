@@ -33,12 +33,13 @@ func Decide(in Input) Decision {
 	checkVersion(in, t, c)
 	checkAccount(in, t, c)
 	checkRights(in, t, c)
-	checkForm(in, t, c)
+	checkOnBehalf(in, t, c)
+	checkSignatures(in, t, c)
 	checkArchival(in, t, c)
 	checkKey(in, t, c)
 	checkRenewal(in, t, c)
 	d.Profile = buildProfile(in, t, c)
-	pend := checkApproval(t, c)
+	pend := checkApproval(in, t, c)
 	checkPublishing(t, c)
 
 	d.Checks = c.list
@@ -121,11 +122,7 @@ func checkOffered(in Input, t *Template, c *checks) {
 // checkUnderstood refuses what this implementation does not do, by name, rather than issue something else.
 func checkUnderstood(in Input, t *Template, c *checks) {
 	c.spec = "[MS-CRTD] 2"
-	no := Unsupported(t)
-	if r := in.Request; r != nil && r.Renewal != nil && t.EnrolleeSuppliesSubject() && t.NameFlags&NameOldCertSuppliesSubject != 0 {
-		no = append(no, "names from the renewed certificate (OLD_CERT_SUPPLIES_SUBJECT_AND_ALT_NAME)")
-	}
-	if len(no) > 0 {
+	if no := Unsupported(t); len(no) > 0 {
 		c.fail(hresult.NotSupported, "understood", "change the template, or serve it from another CA", "not supported: %s", strings.Join(no, "; "))
 		return
 	}
@@ -143,11 +140,9 @@ func Unsupported(t *Template) (no []string) {
 	refuse(t.Schema < 1 || t.Schema > 4, fmt.Sprintf("schema version %d", t.Schema))
 	refuse(t.MinimumServer() > serverGeneration, fmt.Sprintf("a CA of generation %d", t.MinimumServer()))
 	refuse(t.GeneralFlags&(FlagIsCA|FlagIsCrossCA) != 0, "certificates for certification authorities (IS_CA, IS_CROSS_CA)")
-	refuse(t.RASignatures > 0, fmt.Sprintf("%d signatures of registration authorities (msPKI-RA-Signature)", t.RASignatures))
 	refuse(t.PrivateKeyFlags&KeyAttestRequired != 0, "key attestation (ATTEST_REQUIRED)")
-	refuse(t.EnrollmentFlags&EnrollIssuancePoliciesFromRequest != 0, "issuance policies from the request (ISSUANCE_POLICIES_FROM_REQUEST)")
 	refuse(t.Validity <= 0, "a template without a validity period (pKIExpirationPeriod)")
-	if logon := logonPurpose(t); t.EnrolleeSuppliesSubject() && logon != "" && t.EnrollmentFlags&EnrollPendAllRequests == 0 {
+	if logon := logonPurpose(t); t.EnrolleeSuppliesSubject() && logon != "" && t.EnrollmentFlags&EnrollPendAllRequests == 0 && t.RASignatures == 0 {
 		no = append(no, "a dangerous template: the enrollee may name any subject in a certificate that is good for "+logon+", and nobody approves it")
 	}
 	return no
@@ -191,6 +186,8 @@ func checkVersion(in Input, t *Template, c *checks) {
 func checkAccount(in Input, t *Template, c *checks) {
 	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.4.1"
 	switch {
+	case in.CallerDisabled:
+		c.fail(hresult.AccountDisabled, "account", "enable the account", "the account %s is disabled", in.Caller.Principal)
 	case in.Subject.Disabled:
 		c.fail(hresult.AccountDisabled, "account", "enable the account", "the account %s is disabled", in.Subject.SAMAccount)
 	case !ForCaller(t, Caller{Machine: in.Subject.Machine}) && t.Machine():
@@ -223,6 +220,10 @@ func checkRights(in Input, t *Template, c *checks) {
 		}
 	}
 	access := t.Security.ControlAccess(token, security.RightEnroll)
+	if !access.Granted && keyBased(in, t) {
+		c.pass("enroll-right", "the renewed certificate stands for the Enroll right on the template")
+		return
+	}
 	if !access.Granted {
 		c.fail(hresult.TemplateDenied, "enroll-right", fmt.Sprintf("add the account to a group that has Enroll on template %q, or give one of its groups that right", t.Name),
 			"no Enroll right on the template: %s", access.Reason)
@@ -239,20 +240,6 @@ func Rights(t *Template, service *EnrollmentService, caller Caller) (enroll, aut
 	}
 	enroll = t.Security.ControlAccess(token, security.RightEnroll).Granted
 	return enroll, enroll && t.Security.ControlAccess(token, security.RightAutoEnroll).Granted
-}
-
-func checkForm(in Input, t *Template, c *checks) {
-	c.spec = "[MS-WCCE] 3.2.2.6.2.1.2.1"
-	r := in.Request
-	if r == nil {
-		return
-	}
-	if r.RequestorName != "" {
-		c.fail(hresult.RestrictedOfficer, "on-behalf-of", "enroll as the account itself", "requests on behalf of others (%s) are not supported", r.RequestorName)
-	}
-	if r.ExtraSigners > 0 {
-		c.fail(hresult.TooManySignatures, "signatures", "", "%d signatures more than the template asks for", r.ExtraSigners)
-	}
 }
 
 func checkArchival(in Input, t *Template, c *checks) {
@@ -321,28 +308,13 @@ func keyStrength(key any) (algorithm string, bits int) {
 	return fmt.Sprintf("%T", key), 0
 }
 
-func checkRenewal(in Input, t *Template, c *checks) {
-	c.spec = "[MS-WCCE] 3.2.2.6.2.1.2.3"
-	if in.Request == nil || in.Request.Renewal == nil {
-		return
-	}
-	old := in.Request.Renewal
-	if name, oid := TemplateOf(old); !(oid != "" && oid == t.OID || oid == "" && strings.EqualFold(name, t.Name)) {
-		c.fail(hresult.TemplateConflict, "renewal", "enroll anew for this template", "the renewed certificate was made for another template")
-		return
-	}
-	if t.PrivateKeyFlags&KeyRequireSameKeyRenewal != 0 {
-		if !samePublicKey(old.PublicKey, in.Request.PublicKey) {
-			c.fail(hresult.RenewalBadPublicKey, "renewal", "renew with the same key", "the template demands that a renewal keeps the key")
-			return
-		}
-	}
-	c.pass("renewal", "renews certificate %X", old.SerialNumber)
-}
-
-func checkApproval(t *Template, c *checks) (pend bool) {
+func checkApproval(in Input, t *Template, c *checks) (pend bool) {
 	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.8"
 	if t.EnrollmentFlags&EnrollPendAllRequests == 0 {
+		return false
+	}
+	if approvedBefore(in, t) == nil {
+		c.pass("approval", "the renewed certificate stands for the approval")
 		return false
 	}
 	c.pass("approval", "a certificate manager has to approve each request")

@@ -2,7 +2,6 @@ package templates
 
 import (
 	"crypto"
-	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
 	"time"
@@ -61,16 +60,17 @@ func (d *Decision) Add(c Check) {
 // CertificateProfile is what goes into the certificate besides the public key and what only the CA knows (serial
 // number, issuer, key identifiers, revocation addresses).
 type CertificateProfile struct {
-	Template    string      `json:"template"`
-	TemplateOID string      `json:"template_oid,omitempty"`
-	Subject     []byte      `json:"subject"` // DER of the Name
-	SubjectText string      `json:"subject_text"`
-	SANs        []string    `json:"sans,omitempty"` // "email:alice@corp.example", for people
-	EKUs        []string    `json:"ekus,omitempty"`
-	KeyUsage    []string    `json:"key_usage,omitempty"`
-	Extensions  []Extension `json:"extensions"` // in the order of the certificate
-	NotBefore   time.Time   `json:"not_before"`
-	NotAfter    time.Time   `json:"not_after"`
+	Template         string      `json:"template"`
+	TemplateOID      string      `json:"template_oid,omitempty"`
+	Subject          []byte      `json:"subject"` // DER of the Name
+	SubjectText      string      `json:"subject_text"`
+	SANs             []string    `json:"sans,omitempty"` // "email:alice@corp.example", for people
+	EKUs             []string    `json:"ekus,omitempty"`
+	KeyUsage         []string    `json:"key_usage,omitempty"`
+	IssuancePolicies []string    `json:"issuance_policies,omitempty"`
+	Extensions       []Extension `json:"extensions"` // in the order of the certificate
+	NotBefore        time.Time   `json:"not_before"`
+	NotAfter         time.Time   `json:"not_after"`
 	// NoRevocationInfo asks the CA to leave out revocation addresses.
 	NoRevocationInfo bool `json:"no_revocation_info,omitempty"`
 }
@@ -116,11 +116,11 @@ type Request struct {
 	ArchivedKey    bool        // a private key is enclosed
 	ArchivedHash   bool        // the hash of one is
 	KeyInEscrow    bool        // the key of the request is archived already (asked for renewals only)
-	Renewal        *x509.Certificate
-	ExtraSigners   int    // signatures beside the subject key's and the renewed certificate's
-	RequestorName  string // set: the request is on behalf of somebody else
-	AttestedKey    bool   // carries an attestation statement
-	RejectArchival error  // why an enclosed key is not acceptable in form
+	Renewal        *Proof      // the certificate that the request renews
+	Signatures     []Proof     // beside those of the subject key and of the renewed certificate
+	RequestorName  string      // set: Subject is that account, not the caller
+	AttestedKey    bool        // carries an attestation statement
+	RejectArchival error       // why an enclosed key is not acceptable in form
 }
 
 // Authority is the CA that the template is routed to, as far as policy looks at it.
@@ -137,10 +137,13 @@ type Input struct {
 	MaxAge    time.Duration // a snapshot older than this decides nothing; 0 means no limit
 	Authority Authority
 	Caller    Caller
-	Subject   Subject
-	Template  Reference
-	Request   *Request // nil: explain what a well-formed request would get
-	Now       time.Time
+	Subject   Subject // whom the certificate is for; with Groups where it is not the caller
+	// CallerDisabled is about an enrollment agent's own account; where the caller is the subject, Subject says it.
+	CallerDisabled bool
+	Agents         []AgentRule // who may enroll on behalf of whom
+	Template       Reference
+	Request        *Request // nil: explain what a well-formed request would get
+	Now            time.Time
 }
 
 // checks collects the outcome of the rules.

@@ -6,10 +6,13 @@ import (
 	"math/bits"
 	"strings"
 	"testing"
+
+	"github.com/enrollgate/enrollgate/templates/security"
 )
 
 // situations are inputs for which the decision depends on one flag or another: each template of the lab and two more, asked
-// for by a user and by a computer, as a first request, as a renewal with the old key and with a new one, and as explain asks.
+// for by a user and by a computer, as a first request, as a renewal with the old key and with a new one, as explain asks, on
+// behalf of others, with the old key as the only proof, and with issuance policies.
 func situations(t *testing.T) []Input {
 	t.Helper()
 	f := recordedForest(t)
@@ -29,6 +32,19 @@ func situations(t *testing.T) []Input {
 				in.Request.PublicKey = ecKey(t, elliptic.P256())
 			},
 			func(in *Input) { in.Request = nil },
+			func(in *Input) { onBehalf(t, f, in) },
+			func(in *Input) {
+				renewing(t, in, mustName(t, "CN", "www"), nil)
+				change(in, func(t *Template) {
+					t.EnrollmentFlags |= EnrollPreviousApprovalValidate | EnrollPreviousApprovalKeyBasedRenewal
+					t.NameFlags = NameEnrolleeSuppliesSubject
+					t.Security = &security.Descriptor{HasDACL: true}
+				})
+			},
+			func(in *Input) {
+				in.Request.Extensions = []Extension{{OID: oidCertPolicies, Value: oidSequence([]string{"1.2.3.4"}, true)}}
+				change(in, func(t *Template) { t.IssuancePolicies = []string{"1.2.3.4", "1.2.3.5"} })
+			},
 		} {
 			for _, machine := range []bool{false, true} {
 				in := f.as(t, "alice", "Alice Archer", template.Name, "SMIME Users")

@@ -215,7 +215,6 @@ func TestDecisions(t *testing.T) {
 			in.Request.Subject = mustName(t, "CN", "www.lab.test")
 		}, Pend, 0, ""},
 		{"a request without any name is refused where the enrollee names the subject", "LabWebServer", []string{"Certificate Managers"}, nil, Deny, hresult.BadRequestSubject, "subject"},
-		{"registration authority signatures are refused by name", "LabOnBehalf", nil, nil, Deny, hresult.NotSupported, "understood"},
 		{"a dangerous template is refused by name", "LabVulnESC1", nil, func(in *Input) { in.Request.Subject = mustName(t, "CN", "Administrator") }, Deny, hresult.NotSupported, "understood"},
 		{"a request on behalf of somebody else is refused", "LabUserAuth", nil, func(in *Input) { in.Request.RequestorName = `LAB\bob` }, Deny, hresult.RestrictedOfficer, "on-behalf-of"},
 		{"an old picture of the directory decides nothing", "LabUserAuth", nil, func(in *Input) { in.MaxAge, in.Now = time.Hour, in.Now.Add(2*time.Hour) }, Deny, hresult.ServerUnavailable, "directory"},
@@ -268,8 +267,8 @@ func renewSameKey(t testing.TB, in *Input) {
 	s.Templates = []*Template{&tmpl}
 	in.Snapshot = &s
 	oid, value := TemplateInfoValue(&tmpl)
-	in.Request.Renewal = &x509.Certificate{SerialNumber: big.NewInt(1), PublicKey: in.Request.PublicKey,
-		Extensions: []pkix.Extension{{Id: mustOID(oid), Value: value}}}
+	in.Request.Renewal = &Proof{Owner: in.Subject.SID, Certificate: &x509.Certificate{SerialNumber: big.NewInt(1), PublicKey: in.Request.PublicKey,
+		Extensions: []pkix.Extension{{Id: mustOID(oid), Value: value}}}}
 }
 
 func part(kind, value string) RDN { return RDN{Type: kind, Value: value} }

@@ -139,34 +139,40 @@ func (p *CertificateProfile) addSAN(t *Template, value []byte) {
 	}
 }
 
-// suppliedNames takes the names of the request, which is what ENROLLEE_SUPPLIES_SUBJECT is for.
+// suppliedNames takes the names of the request, which is what ENROLLEE_SUPPLIES_SUBJECT is for, or of the renewed
+// certificate.
 func suppliedNames(in Input, t *Template, c *checks, p *CertificateProfile) {
 	if in.Request == nil {
 		c.pass("subject", "names come from the request")
 		return
 	}
-	text, err := dn.Text(in.Request.Subject)
+	subject, names, source := in.Request.Subject, extension(in.Request.Extensions, oidSAN), "request"
+	old, err := oldNames(in, t)
 	if err != nil {
-		c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the request's subject is malformed: %v", err)
+		c.fail(hresult.BadRenewalSubject, "subject", "renew with the names of the certificate, or enroll anew", "%v", err)
 		return
 	}
-	p.Subject, p.SubjectText = in.Request.Subject, text
-	for _, e := range in.Request.Extensions {
-		if e.OID != oidSAN {
-			continue
-		}
-		if p.SANs, err = sanText(e.Value); err != nil {
-			c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the request's alternative names are malformed: %v", err)
+	if old {
+		subject, names, source = in.Request.Renewal.Certificate.RawSubject, sanOf(in.Request.Renewal.Certificate), "renewed certificate"
+	}
+	text, err := dn.Text(subject)
+	if err != nil {
+		c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the subject in the %s is malformed: %v", source, err)
+		return
+	}
+	p.Subject, p.SubjectText = subject, text
+	if names != nil {
+		if p.SANs, err = sanText(names); err != nil {
+			c.fail(hresult.BadRequestSubject, "subject", "correct the request", "the alternative names in the %s are malformed: %v", source, err)
 			return
 		}
-		p.addSAN(t, e.Value)
-		break
+		p.addSAN(t, names)
 	}
 	if len(p.Subject) <= 2 && len(p.SANs) == 0 {
 		c.fail(hresult.BadRequestSubject, "subject", "name a subject in the request", "the template takes the names from the request, and it has none")
 		return
 	}
-	c.pass("subject", "subject %q, alternative names %v, from the request", text, p.SANs)
+	c.pass("subject", "subject %q, alternative names %v, from the %s", text, p.SANs, source)
 }
 
 // encodeName returns the DER of a Name and its text.
@@ -209,6 +215,22 @@ func sanText(der []byte) ([]string, error) {
 		out = append(out, text)
 	}
 	return out, nil
+}
+
+// knownNames lists the general names that it understands.
+func knownNames(der []byte) (out []string) {
+	s := cryptobyte.String(der)
+	var names, value cryptobyte.String
+	var tag cbasn1.Tag
+	if !s.ReadASN1(&names, cbasn1.SEQUENCE) {
+		return nil
+	}
+	for !names.Empty() && names.ReadAnyASN1(&value, &tag) {
+		if text, err := generalName(tag, value); err == nil {
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 func generalName(tag cbasn1.Tag, value cryptobyte.String) (string, error) {

@@ -53,9 +53,7 @@ func buildProfile(in Input, t *Template, c *checks) CertificateProfile {
 	if t.Schema > 1 && len(t.AppPolicies) > 0 {
 		p.add(t, oidAppPolicies, oidSequence(t.AppPolicies, true))
 	}
-	if len(t.IssuancePolicies) > 0 {
-		p.add(t, oidCertPolicies, oidSequence(t.IssuancePolicies, true))
-	}
+	addPolicies(in, t, c, &p)
 	if t.EnrollmentFlags&EnrollIncludeBasicConstraints != 0 {
 		p.add(t, oidBasicConstraints, []byte{0x30, 0x00})
 	}
@@ -114,7 +112,8 @@ func addSID(in Input, t *Template, c *checks, p *CertificateProfile) {
 	if t.EnrollmentFlags&EnrollNoSecurityExtension != 0 || t.EnrolleeSuppliesSubject() {
 		return
 	}
-	if in.Subject.SID == "" || in.Caller.SID != in.Subject.SID {
+	onBehalf := in.Request != nil && in.Request.RequestorName != ""
+	if in.Subject.SID == "" || in.Caller.SID != in.Subject.SID && !onBehalf {
 		c.fail(hresult.AccessDenied, "sid", "", "the SID in the ticket (%s) is not that of the directory object (%s)", in.Caller.SID, in.Subject.SID)
 		return
 	}

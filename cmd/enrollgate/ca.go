@@ -117,10 +117,11 @@ func (a *app) caRevokeCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if _, err := g.Ledger.BySerial(ctx, name, serial.Text(16)); err != nil {
+				issued, err := g.Ledger.BySerial(ctx, name, serial.Text(16))
+				if err != nil {
 					return err
 				}
-				if err := g.CA(name).Issuer.Revoke(ctx, serial, reason); err != nil {
+				if err := g.Revoke(ctx, issued, actor(), reason); err != nil {
 					return err
 				}
 				return a.print(map[string]any{"ca": name, "serial": serial.Text(16), "reason": reason}, func(w *tabwriter.Writer) {

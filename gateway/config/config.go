@@ -23,18 +23,19 @@ const DefaultPath = "/etc/enrollgate/enrollgate.yaml"
 
 // Config is the whole configuration. configs/enrollgate.yaml explains each value.
 type Config struct {
-	PublicName string    `yaml:"public_name"`
-	Data       string    `yaml:"data"`
-	Secret     Secret    `yaml:"secret"`
-	Listen     Listen    `yaml:"listen"`
-	TLS        TLS       `yaml:"tls"`
-	Kerberos   Kerberos  `yaml:"kerberos"`
-	Directory  Directory `yaml:"directory"`
-	Policy     Policy    `yaml:"policy"`
-	CAs        []CA      `yaml:"cas"`
-	Lint       Lint      `yaml:"lint"`
-	Escrow     Escrow    `yaml:"escrow"`
-	Log        Log       `yaml:"log"`
+	PublicName       string      `yaml:"public_name"`
+	Data             string      `yaml:"data"`
+	Secret           Secret      `yaml:"secret"`
+	Listen           Listen      `yaml:"listen"`
+	TLS              TLS         `yaml:"tls"`
+	Kerberos         Kerberos    `yaml:"kerberos"`
+	Directory        Directory   `yaml:"directory"`
+	Policy           Policy      `yaml:"policy"`
+	CAs              []CA        `yaml:"cas"`
+	Lint             Lint        `yaml:"lint"`
+	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
+	Escrow           Escrow      `yaml:"escrow"`
+	Log              Log         `yaml:"log"`
 }
 
 // Secret is a value that does not stand in the file itself.
@@ -96,6 +97,13 @@ type Policy struct {
 	ID           string `yaml:"id"`
 	FriendlyName string `yaml:"friendly_name"`
 	UpdateHours  int    `yaml:"update_hours"`
+}
+
+// AgentRule lets accounts with an enrollment agent certificate enroll on behalf of others.
+type AgentRule struct {
+	Agents    []string `yaml:"agents"`    // accounts or groups
+	Subjects  []string `yaml:"subjects"`  // accounts or groups whose members they may enroll
+	Templates []string `yaml:"templates"` // by which templates
 }
 
 // Lint is about the rules that a certificate has to satisfy before it is signed.
@@ -290,6 +298,10 @@ func (c *Config) Check() []string {
 		default:
 			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca", i, ca.Driver)
 		}
+	}
+	for i, rule := range c.EnrollmentAgents {
+		need(len(rule.Agents) > 0 && len(rule.Subjects) > 0 && len(rule.Templates) > 0,
+			"enrollment_agents[%d]: agents, subjects and templates are needed: who may enroll whom, by which templates", i)
 	}
 	need(c.Escrow.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", c.Escrow.ExchangeValidity)
 	need(c.Escrow.Grace >= 0, "escrow.grace: %s is negative", c.Escrow.Grace)

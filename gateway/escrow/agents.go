@@ -95,11 +95,11 @@ func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
 	return out, e.markRevoked(ctx, out)
 }
 
-// markRevoked looks the agents up among the certificates that the embedded CA has revoked.
+// markRevoked looks the agents up among the certificates that were revoked here.
 func (e *Escrow) markRevoked(ctx context.Context, agents []Agent) error {
 	for i := range agents {
-		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT 1 FROM revocations v JOIN requests r ON r.ca = v.ca AND r.serial = v.serial
-			WHERE v.serial = ? AND r.certificate = ?`, agents[i].Certificate.SerialNumber.Text(16), agents[i].Certificate.Raw).Scan(new(int))
+		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT 1 FROM requests WHERE serial = ? AND certificate = ? AND revoked <> 0`,
+			agents[i].Certificate.SerialNumber.Text(16), agents[i].Certificate.Raw).Scan(new(int))
 		switch {
 		case err == nil:
 			agents[i].Revoked = true

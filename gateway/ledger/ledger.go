@@ -48,6 +48,7 @@ type Row struct {
 	Updated     time.Time                    `json:"updated"`
 	Caller      string                       `json:"caller"`
 	CallerSID   security.SID                 `json:"caller_sid"`
+	SubjectSID  security.SID                 `json:"subject_sid"` // whom the certificate is for
 	Template    string                       `json:"template"`
 	CA          string                       `json:"ca"`
 	Transport   string                       `json:"transport"`
@@ -64,6 +65,7 @@ type Row struct {
 	Serial      string                       `json:"serial,omitempty"`
 	Certificate []byte                       `json:"certificate,omitempty"` // DER
 	NotAfter    time.Time                    `json:"not_after,omitzero"`
+	Revoked     time.Time                    `json:"revoked,omitzero"` // through the gateway
 }
 
 // Ledger is the table of requests.
@@ -125,9 +127,9 @@ func (l *Ledger) Begin(ctx context.Context, r *Row, together func(tx *sql.Tx, id
 				return err
 			}
 		}
-		res, err := tx.Exec(`INSERT INTO requests (state, created, updated, caller, caller_sid, template, ca, transport, archived, fingerprint,
-			csr, profile, checks, key_hash, hresult, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			string(r.State), now.UnixMilli(), now.UnixMilli(), r.Caller, string(r.CallerSID), r.Template, r.CA, r.Transport, r.Archived,
+		res, err := tx.Exec(`INSERT INTO requests (state, created, updated, caller, caller_sid, subject_sid, template, ca, transport, archived, fingerprint,
+			csr, profile, checks, key_hash, hresult, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			string(r.State), now.UnixMilli(), now.UnixMilli(), r.Caller, string(r.CallerSID), string(r.SubjectSID), r.Template, r.CA, r.Transport, r.Archived,
 			r.Fingerprint, r.CSR, string(profile), string(checks), r.KeyHash, int64(r.HResult), r.Message)
 		if err != nil {
 			return fmt.Errorf("ledger: %w", err)
@@ -242,8 +244,8 @@ func joinStates(states []State) string {
 	return strings.Join(names, " or ")
 }
 
-const columns = `id, state, created, updated, caller, caller_sid, template, ca, transport, archived, fingerprint, csr, profile, checks,
-	key_hash, hresult, message, decided_by, ca_token, serial, certificate, not_after`
+const columns = `id, state, created, updated, caller, caller_sid, subject_sid, template, ca, transport, archived, fingerprint, csr,
+	profile, checks, key_hash, hresult, message, decided_by, ca_token, serial, certificate, not_after, revoked`
 
 // Get returns one request, or ErrNotFound.
 func (l *Ledger) Get(ctx context.Context, id int64) (*Row, error) {
@@ -267,6 +269,21 @@ func (l *Ledger) BySerial(ctx context.Context, ca, serial string) (*Row, error) 
 		return nil, fmt.Errorf("certificate %s of CA %q: %w", serial, ca, ErrNotFound)
 	}
 	return rows[0], nil
+}
+
+// Revoked records that a certificate was revoked at its CA. The first time counts.
+func (l *Ledger) Revoked(ctx context.Context, id int64, actor string, reason int) error {
+	return l.db.Write(ctx, func(tx *sql.Tx) error {
+		now := l.now()
+		res, err := tx.Exec("UPDATE requests SET revoked = ? WHERE id = ? AND revoked = 0", now.UnixMilli(), id)
+		if err != nil {
+			return fmt.Errorf("ledger: %w", err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return err
+		}
+		return audit.Append(tx, now, actor, audit.CertRevoked, map[string]any{"request": id, "reason": reason})
+	})
 }
 
 // List returns the newest requests first, at most limit; state "" means every state.
@@ -299,10 +316,10 @@ func (l *Ledger) query(ctx context.Context, where string, args ...any) ([]*Row, 
 	var out []*Row
 	for rows.Next() {
 		r := &Row{}
-		var created, updated, code, notAfter int64
+		var created, updated, code, notAfter, revoked int64
 		var profile, checks string
-		if err := rows.Scan(&r.ID, &r.State, &created, &updated, &r.Caller, &r.CallerSID, &r.Template, &r.CA, &r.Transport, &r.Archived,
-			&r.Fingerprint, &r.CSR, &profile, &checks, &r.KeyHash, &code, &r.Message, &r.DecidedBy, &r.CAToken, &r.Serial, &r.Certificate, &notAfter); err != nil {
+		if err := rows.Scan(&r.ID, &r.State, &created, &updated, &r.Caller, &r.CallerSID, &r.SubjectSID, &r.Template, &r.CA, &r.Transport, &r.Archived,
+			&r.Fingerprint, &r.CSR, &profile, &checks, &r.KeyHash, &code, &r.Message, &r.DecidedBy, &r.CAToken, &r.Serial, &r.Certificate, &notAfter, &revoked); err != nil {
 			return nil, fmt.Errorf("ledger: %w", err)
 		}
 		if err := errors.Join(json.Unmarshal([]byte(profile), &r.Profile), json.Unmarshal([]byte(checks), &r.Checks)); err != nil {
@@ -311,6 +328,9 @@ func (l *Ledger) query(ctx context.Context, where string, args ...any) ([]*Row, 
 		r.Created, r.Updated, r.HResult = time.UnixMilli(created).UTC(), time.UnixMilli(updated).UTC(), hresult.Code(code)
 		if notAfter != 0 {
 			r.NotAfter = time.UnixMilli(notAfter).UTC()
+		}
+		if revoked != 0 {
+			r.Revoked = time.UnixMilli(revoked).UTC()
 		}
 		out = append(out, r)
 	}

@@ -28,7 +28,51 @@ func (r *Request) readRegInfo(der []byte) error {
 				value = v
 			}
 			r.Values = append(r.Values, NameValue{strings.TrimSpace(name), value})
+			if err := r.nameRequestor(r.Values[len(r.Values)-1:]); err != nil {
+				return err
+			}
 		}
+	}
+	return nil
+}
+
+const requestorName = "requestername"
+
+// nameRequestor takes the account that an enrollment agent enrolls from where the agent signs it: the registration
+// information in CMC, a signed attribute of the first signer in PKCS#7 ([MS-WCCE] 3.2.2.6.2.1.2.1).
+func (r *Request) nameRequestor(values []NameValue) error {
+	for _, v := range values {
+		if !strings.EqualFold(v.Name, requestorName) {
+			continue
+		}
+		if r.RequestorName != "" && r.RequestorName != v.Value || v.Value == "" {
+			return fmt.Errorf("the request is on behalf of %q and %q", r.RequestorName, v.Value)
+		}
+		r.RequestorName = v.Value
+	}
+	return nil
+}
+
+// readRequestor reads the signed attribute, and refuses a name that stands where nobody looks for it.
+func (r *Request) readRequestor(sd *SignedData) error {
+	if sd != nil && r.Format == PKCS7 {
+		for _, a := range sd.Signers[0].SignedAttrs {
+			if a.OID != OIDNameValuePair {
+				continue
+			}
+			for _, v := range a.Values {
+				pairs, err := readNameValuePair(v)
+				if err == nil {
+					err = r.nameRequestor(pairs)
+				}
+				if err != nil {
+					return invalid(err, "signed attributes")
+				}
+			}
+		}
+	}
+	if name := r.Value(requestorName); name != "" && name != r.RequestorName {
+		return invalid(nil, "the request names the account %q that it is for outside of what an enrollment agent signs", name)
 	}
 	return nil
 }

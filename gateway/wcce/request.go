@@ -41,7 +41,9 @@ type Request struct {
 	Template   Template    // the template that the request names
 	Signers    []Signer    // in order; the first is the subject key in CMC
 	Renewal    *x509.Certificate
-	Chain      []*x509.Certificate // certificates that the message encloses
+	// RequestorName is the account that an enrollment agent enrolls, DOMAIN\account; empty in other requests.
+	RequestorName string
+	Chain         []*x509.Certificate // certificates that the message encloses
 
 	// Archived is the enclosed private key, still encrypted; nil where there is none.
 	Archived *ArchivedKey
@@ -102,7 +104,9 @@ func ParseRequest(der []byte) (*Request, error) {
 		err = r.parseCMS()
 	} else {
 		r.Format = PKCS10
-		err = r.parsePKCS10(der, false)
+		if err = r.parsePKCS10(der, false); err == nil {
+			err = r.readRequestor(nil)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -182,7 +186,7 @@ func (r *Request) parseCMS() error {
 		return err
 	}
 	r.readArchivedKey(sd)
-	return nil
+	return r.readRequestor(sd)
 }
 
 // verifySigners checks every signature. In CMC the first signer of a request is the subject key, named by its key
@@ -405,17 +409,6 @@ func (r *Request) readRenewal() error {
 	}
 	return hresult.New(hresult.BadRenewalCertAttribute, "the request renews a certificate whose key has not signed it").
 		WithFix("renew with a CMC or PKCS#7 request that the old key signs")
-}
-
-// ExtraSigners counts the signatures beside those of the subject key and of the renewed certificate.
-func (r *Request) ExtraSigners() int {
-	n := 0
-	for _, s := range r.Signers {
-		if s.Role == "additional" {
-			n++
-		}
-	}
-	return n
 }
 
 // Value returns the value of a request attribute, ignoring the case of its name.
