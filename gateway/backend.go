@@ -12,15 +12,18 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 )
 
-// backend lets the SOAP endpoints call the gateway.
-type backend struct{ g *Gateway }
+// backend lets the SOAP endpoints for one way in call the gateway.
+type backend struct {
+	g         *Gateway
+	transport string
+}
 
 func (b backend) Policies(ctx context.Context, caller templates.Caller, req soap.GetPoliciesRequest) (*soap.Policies, error) {
-	return b.g.Policies(ctx, caller, req)
+	return b.g.Policies(ctx, caller, req, b.transport == transportCertificate)
 }
 
 func (b backend) Enroll(ctx context.Context, caller templates.Caller, req soap.TokenRequest) (*soap.TokenReply, error) {
-	s := Submission{Caller: caller, CA: req.CA, Transport: "wstep", Request: req.Token}
+	s := Submission{Caller: caller, CA: req.CA, Transport: b.transport, Request: req.Token}
 	for _, item := range req.Context {
 		s.Attributes = append(s.Attributes, wcce.NameValue(item))
 	}

@@ -25,7 +25,7 @@ import (
 type Submission struct {
 	Caller    templates.Caller
 	CA        string // as the client named it
-	Transport string // "wstep"
+	Transport string // transportKerberos or another
 	Request   []byte // PKCS#10, CMC or PKCS#7
 	// Attributes came beside the request ([MS-WCCE] 2.2.2.7.10). Only CertificateTemplate is used: names in attributes
 	// would let a client choose its own subject.
@@ -152,6 +152,7 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	}
 	in.Snapshot, in.MaxAge, in.Authority = g.Directory.Snapshot(), g.Config.Directory.MaxAge, g.authority(ca)
 	in.Template, in.Request, in.Now = templates.Reference(request.Template), f, g.now()
+	in.RenewalOnly = s.Transport == transportCertificate
 	decision := templates.Decide(in)
 	g.lintCertificate(&decision, f.PublicKey)
 	return &ruling{ca, in.Subject.SID, &decision}, nil

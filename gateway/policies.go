@@ -98,8 +98,9 @@ func namedSIDs(s *templates.Snapshot) security.Token {
 	return named
 }
 
-// Policies answers GetPolicies with what the caller may enroll for ([MS-XCEP] 3.1.4.1.3.11).
-func (g *Gateway) Policies(_ context.Context, caller templates.Caller, req soap.GetPoliciesRequest) (*soap.Policies, error) {
+// Policies answers GetPolicies with what the caller may enroll for ([MS-XCEP] 3.1.4.1.3.11). A caller who is known by a
+// certificate alone only renews, which some templates allow without the Enroll right.
+func (g *Gateway) Policies(_ context.Context, caller templates.Caller, req soap.GetPoliciesRequest, renewalOnly bool) (*soap.Policies, error) {
 	s := g.Directory.Snapshot()
 	if s == nil {
 		return nil, hresult.New(hresult.ServerUnavailable, "the directory has not been read yet; try again")
@@ -109,15 +110,15 @@ func (g *Gateway) Policies(_ context.Context, caller templates.Caller, req soap.
 	}
 	g.metrics.policies.Inc()
 	if len(req.PolicyOIDs) > 0 { // rare, and the client chooses: not for the cache
-		return g.buildPolicies(s, caller, req), nil
+		return g.buildPolicies(s, caller, req, renewalOnly), nil
 	}
 	// The versions that templates name have four bits; a larger one filters nothing.
 	req.ClientVersion, req.ServerVersion = min(max(req.ClientVersion, 0), 16), min(max(req.ServerVersion, 0), 16)
-	filter := fmt.Sprintf("%d %d ", req.ClientVersion, req.ServerVersion)
-	return g.policies.lookup(s, caller, filter, func() *soap.Policies { return g.buildPolicies(s, caller, req) }), nil
+	filter := fmt.Sprintf("%d %d %t ", req.ClientVersion, req.ServerVersion, renewalOnly)
+	return g.policies.lookup(s, caller, filter, func() *soap.Policies { return g.buildPolicies(s, caller, req, renewalOnly) }), nil
 }
 
-func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, req soap.GetPoliciesRequest) *soap.Policies {
+func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, req soap.GetPoliciesRequest, renewalOnly bool) *soap.Policies {
 	hours := uint32(g.Config.Policy.UpdateHours)
 	out := &soap.Policies{ID: g.policyID(s), FriendlyName: g.Config.Policy.FriendlyName, NextUpdateHours: &hours}
 	offers := map[*templates.Template]*soap.Policy{}
@@ -129,6 +130,7 @@ func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, 
 		index := -1
 		for _, t := range s.Templates {
 			enroll, auto := templates.Rights(t, service, caller)
+			enroll = enroll || renewalOnly && templates.RenewsByKey(t)
 			if !service.Offers(t.Name) || !enroll || !wanted(t, req) || !templates.ForCaller(t, caller) || templates.Unsupported(t) != nil {
 				continue
 			}
@@ -169,16 +171,12 @@ func (g *Gateway) policyID(s *templates.Snapshot) string {
 }
 
 func (g *Gateway) policyCA(ca *CA) soap.CA {
-	priority := uint32(1)
-	return soap.CA{
-		Certificate: ca.Identity.Certificate().Raw, EnrollPermission: true,
-		URIs: []soap.CAURI{{ClientAuthentication: soap.AuthKerberos, Priority: &priority, URI: g.enrollURL(ca.Name)}},
-	}
+	return soap.CA{Certificate: ca.Identity.Certificate().Raw, EnrollPermission: true, URIs: g.uris(ca.Name)}
 }
 
 // enrollURL is the address of a CA's enrollment service.
-func (g *Gateway) enrollURL(ca string) string {
-	return (&url.URL{Scheme: "https", Host: g.Config.PublicName, Path: soap.CESPath(ca)}).String()
+func (g *Gateway) enrollURL(host string, way soap.Way, ca string) string {
+	return (&url.URL{Scheme: "https", Host: host, Path: way.CESPath(ca)}).String()
 }
 
 func policyOf(s *templates.Snapshot, t *templates.Template) *soap.Policy {
@@ -200,6 +198,9 @@ func policyOf(s *templates.Snapshot, t *templates.Template) *soap.Policy {
 	if oid := hashOIDs[strings.ToUpper(t.HashAlg)]; oid != "" {
 		p.HashAlgorithm = &soap.OIDRef{Value: oid, Group: soap.GroupHash, Name: strings.ToLower(t.HashAlg)}
 	}
+	if t.RASignatures > 0 {
+		p.RA = &soap.RARequirements{Signatures: uint32(t.RASignatures), EKUs: oidRefs(soap.GroupEKU, t.RAAppPolicies), Policies: oidRefs(soap.GroupPolicy, t.RAPolicies)}
+	}
 	if t.Archives() {
 		p.Archival = archivalOf(t)
 	}
@@ -217,6 +218,14 @@ func policyOf(s *templates.Snapshot, t *templates.Template) *soap.Policy {
 		}
 	}
 	return p
+}
+
+func oidRefs(group uint32, oids []string) []soap.OIDRef {
+	var out []soap.OIDRef
+	for _, oid := range oids {
+		out = append(out, soap.OIDRef{Value: oid, Group: group, Name: oid})
+	}
+	return out
 }
 
 func extensionRef(oid, name string) soap.OIDRef {

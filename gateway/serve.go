@@ -116,11 +116,18 @@ func (g *Gateway) listen() (servers []*listener, err error) {
 		if err != nil {
 			return nil, err
 		}
-		acceptor, err := g.newAcceptor(cert)
+		acceptor, err := kerberos.New(g.acceptorOptions(cert))
 		if err != nil {
 			return nil, err
 		}
-		if err := open("HTTPS", cfg.HTTPS, g.enrollmentHandler(acceptor), g.tlsConfig(cert)); err != nil {
+		services, err := g.enrollmentHandler(acceptor, cert)
+		if err != nil {
+			return nil, err
+		}
+		if err := open("HTTPS", cfg.HTTPS, services, g.tlsConfig(cert)); err != nil {
+			return servers, err
+		}
+		if err := open("client certificate", cfg.Certificate, g.certificateHandler(), g.certificateTLS(cert)); err != nil {
 			return servers, err
 		}
 	}
@@ -130,20 +137,29 @@ func (g *Gateway) listen() (servers []*listener, err error) {
 	return servers, open("metrics", cfg.Metrics, g.metrics.handler(), nil)
 }
 
-func (g *Gateway) newAcceptor(cert *certificateFile) (*kerberos.Acceptor, error) {
+func (g *Gateway) acceptorOptions(cert *certificateFile) kerberos.Options {
 	k := g.Config.Kerberos
-	return kerberos.New(kerberos.Options{
+	return kerberos.Options{
 		KeytabFile: k.Keytab, SPNs: k.ServicePrincipals, Realms: k.Realms, AllowRC4: k.AllowRC4, MaxClockSkew: k.MaxClockSkew,
 		ServerCertificates: cert.leaves, Log: g.Log,
-	})
+	}
 }
 
 // enrollmentHandler serves XCEP and WSTEP. Probes without credentials are answered by the SOAP handler itself.
-func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor) http.Handler {
-	services := soap.NewHandler(backend{g}, soap.Options{Log: g.Log})
+func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor, cert *certificateFile) (http.Handler, error) {
+	services := soap.NewHandler(backend{g, transportKerberos}, soap.Options{Log: g.Log})
 	authenticated := acceptor.Middleware(services)
+	var byPassword http.Handler
+	if g.Config.Kerberos.PasswordLogon {
+		var err error
+		if byPassword, err = g.newPasswordHandler(cert); err != nil {
+			return nil, err
+		}
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
+		case byPassword != nil && soap.Password.Has(r.URL.Path):
+			byPassword.ServeHTTP(w, r)
 		case r.Method == http.MethodPost:
 			authenticated.ServeHTTP(w, r)
 		case r.URL.Path == "/healthz":
@@ -151,7 +167,7 @@ func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor) http.Handler {
 		default:
 			services.ServeHTTP(w, r)
 		}
-	})
+	}), nil
 }
 
 // health is for load balancers: 200 while decisions can be made.

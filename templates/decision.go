@@ -141,6 +141,7 @@ type Input struct {
 	// CallerDisabled is about an enrollment agent's own account; where the caller is the subject, Subject says it.
 	CallerDisabled bool
 	Agents         []AgentRule // who may enroll on behalf of whom
+	RenewalOnly    bool        // the caller is known by a certificate alone
 	Template       Reference
 	Request        *Request // nil: explain what a well-formed request would get
 	Now            time.Time

@@ -12,6 +12,10 @@ import (
 
 func checkRenewal(in Input, t *Template, c *checks) {
 	c.spec = "[MS-WCCE] 3.2.2.6.2.1.2.3"
+	if in.RenewalOnly && (in.Request == nil || in.Request.Renewal == nil || in.Request.Renewal.Distrust != nil) {
+		c.fail(hresult.AccessDenied, "renewal", "enroll by Kerberos, or user name and password, first", "who is known by a certificate alone may only renew one that was issued here")
+		return
+	}
 	if in.Request == nil || in.Request.Renewal == nil {
 		return
 	}
@@ -84,7 +88,13 @@ func sameAccountNames(old *x509.Certificate, s Subject) error {
 // keyBased tells whether a renewal needs no Enroll right, because the old key is the proof ([MS-CRTD] 2.26,
 // ALLOW_PREVIOUS_APPROVAL_KEYBASEDRENEWAL_VALIDATE_REENROLLMENT).
 func keyBased(in Input, t *Template) bool {
-	return t.EnrollmentFlags&EnrollPreviousApprovalKeyBasedRenewal != 0 && t.EnrolleeSuppliesSubject() && approvedBefore(in, t) == nil
+	return RenewsByKey(t) && approvedBefore(in, t) == nil
+}
+
+// RenewsByKey tells whether certificates of the template can be renewed without the Enroll right.
+func RenewsByKey(t *Template) bool {
+	const flags = EnrollPreviousApprovalKeyBasedRenewal | EnrollPreviousApprovalValidate
+	return t.EnrollmentFlags&flags == flags && t.EnrolleeSuppliesSubject()
 }
 
 // oldNames tells whether subject and alternative names are those of the renewed certificate, and why they cannot be where

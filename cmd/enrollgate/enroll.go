@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -33,6 +34,8 @@ type enrollFlags struct {
 	principal, keytab                           string
 	bits                                        int
 	force                                       bool
+	renew, renewKey, agent, agentKey, onBehalf  string
+	askPassword, byCertificate                  bool
 	wait                                        time.Duration
 	password                                    passwordFlags
 	logon                                       passwordFlags
@@ -44,7 +47,7 @@ func (a *app) enrollCommand() *cobra.Command {
 		Use: "enroll --template T", Short: "Enroll as a Windows client does, including key archival", Args: exactArgs(),
 		Long: "Enroll asks for the policy, makes a key, encloses it where the template archives keys, submits the request and writes\n" +
 			"OUT.pem (certificate and chain), OUT.key and OUT.p12. It uses the Kerberos ticket of kinit, or --principal with --keytab or\n" +
-			"--logon-password-file. A request that a manager has to approve is kept in OUT.pending: run enroll --resume OUT.pending later.\n" +
+			"--logon-password-file; without Kerberos --user-password, or --renew with --client-certificate. A request that a manager has to approve is kept in OUT.pending: run enroll --resume OUT.pending later.\n" +
 			"Exit code 3 means refused, 4 pending.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.enroll(cmd.Context(), f) },
 	}
@@ -57,6 +60,13 @@ func (a *app) enrollCommand() *cobra.Command {
 	flags.StringVar(&f.caFile, "ca-file", "", "roots for the gateway's TLS certificate (default: the system's)")
 	flags.StringVar(&f.principal, "principal", "", "Kerberos principal, alice@CORP.EXAMPLE, instead of kinit's ticket")
 	flags.StringVar(&f.keytab, "keytab", "", "keytab of the principal")
+	flags.StringVar(&f.renew, "renew", "", "PEM file of a certificate to renew; its key signs the request")
+	flags.BoolVar(&f.byCertificate, "client-certificate", false, "with --renew: the certificate, not Kerberos, proves who asks; --url is the address for client certificates")
+	flags.StringVar(&f.renewKey, "renew-key", "", "PEM file of its key (default: the certificate's name with .key)")
+	flags.StringVar(&f.onBehalf, "on-behalf-of", "", "account to enroll, CORP\\bob, as an enrollment agent")
+	flags.StringVar(&f.agent, "agent", "", "PEM file of the enrollment agent's certificate, or of a registration authority's")
+	flags.StringVar(&f.agentKey, "agent-key", "", "PEM file of its key (default: the certificate's name with .key)")
+	flags.BoolVar(&f.askPassword, "user-password", false, "send user name (--principal) and password (--logon-password-file) instead of a Kerberos ticket")
 	flags.IntVar(&f.bits, "bits", 0, "RSA key size (default: the template's minimum)")
 	flags.BoolVar(&f.force, "force-request", false, "ask even if the policy does not offer the template, to be told why")
 	flags.DurationVar(&f.wait, "wait", 0, "how long to poll for a pending request")
@@ -100,46 +110,95 @@ func (a *app) enroll(ctx context.Context, f *enrollFlags) error {
 	return a.finishEnroll(f, r)
 }
 
-// clientOptions logs on and prepares the HTTP client.
-func (a *app) clientOptions(f *enrollFlags) (client.Options, func(), error) {
-	none := func() {}
+// clientOptions prepares the request, and the HTTP client with what proves who asks.
+func (a *app) clientOptions(f *enrollFlags) (o client.Options, done func(), err error) {
+	done = func() {}
 	base, err := a.gatewayURL(f.url)
 	if err != nil {
-		return client.Options{}, none, err
+		return o, done, err
 	}
-	k := kerberos.ClientOptions{Principal: f.principal, KeytabFile: f.keytab, ConfigFile: os.Getenv("KRB5_CONFIG")}
-	if f.principal != "" && f.keytab == "" {
-		if k.Password, err = f.logon.read("password of " + f.principal); err != nil {
-			return client.Options{}, none, err
-		}
-	}
-	krb, err := kerberos.NewClient(k)
-	if err != nil {
-		return client.Options{}, none, err
-	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	if f.caFile != "" {
-		text, err := os.ReadFile(f.caFile)
-		if err != nil {
-			return client.Options{}, none, err
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(text) {
-			return client.Options{}, none, fmt.Errorf("%s holds no certificate in PEM form", f.caFile)
-		}
-		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
-	}
-	o := client.Options{
-		PolicyURL: base + soap.DefaultCEPPath, HTTP: &http.Client{Transport: krb.Transport(transport), Timeout: 60 * time.Second},
-		Template: f.template, KeyBits: f.bits, Subject: f.subject, SANs: f.sans, Force: f.force,
-	}
+	o = client.Options{Template: f.template, KeyBits: f.bits, Subject: f.subject, SANs: f.sans, Force: f.force, OnBehalfOf: f.onBehalf}
 	if f.wait > 0 {
 		o.PollInterval, o.PollTimeout = pollInterval, f.wait
 	}
 	if a.output == "table" {
 		o.Progress = func(step, detail string) { fmt.Fprintf(os.Stderr, "%-12s %s\n", step, detail) }
 	}
+	if f.agent != "" {
+		signer, err := loadSigner(f.agent, f.agentKey)
+		if err != nil {
+			return o, done, err
+		}
+		o.Signers = append(o.Signers, *signer)
+	}
+	if f.renew != "" {
+		if o.Renews, err = loadSigner(f.renew, f.renewKey); err != nil {
+			return o, done, err
+		}
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{}
+	if f.caFile != "" {
+		text, err := os.ReadFile(f.caFile)
+		if err != nil {
+			return o, done, err
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(text) {
+			return o, done, fmt.Errorf("%s holds no certificate in PEM form", f.caFile)
+		}
+		transport.TLSClientConfig.RootCAs = roots
+	}
+	o.HTTP = &http.Client{Transport: transport, Timeout: 60 * time.Second}
+	return f.logOn(base, o, transport)
+}
+
+// logOn chooses how the caller proves who it is: the password in the message, the renewed certificate where it is the only
+// thing given, else Kerberos.
+func (f *enrollFlags) logOn(base string, o client.Options, transport *http.Transport) (client.Options, func(), error) {
+	none := func() {}
+	k := kerberos.ClientOptions{Principal: f.principal, KeytabFile: f.keytab, ConfigFile: os.Getenv("KRB5_CONFIG")}
+	if f.principal != "" && f.keytab == "" {
+		var err error
+		if k.Password, err = f.logon.read("password of " + f.principal); err != nil {
+			return o, none, err
+		}
+	}
+	switch {
+	case f.askPassword && k.Password == "":
+		return o, none, usage("--user-password needs --principal and its password")
+	case f.askPassword:
+		o.PolicyURL, o.Authentication = base+soap.Password.CEPPath, soap.AuthPassword
+		o.Credentials = &soap.UsernameToken{User: f.principal, Password: k.Password}
+		return o, none, nil
+	case o.Renews != nil && f.byCertificate:
+		o.PolicyURL, o.Authentication = base+soap.Certificate.CEPPath, soap.AuthCertificate
+		transport.TLSClientConfig.Certificates = []tls.Certificate{{Certificate: [][]byte{o.Renews.Certificate.Raw}, PrivateKey: o.Renews.Key}}
+		return o, none, nil
+	}
+	krb, err := kerberos.NewClient(k)
+	if err != nil {
+		return o, none, err
+	}
+	o.PolicyURL = base + soap.Kerberos.CEPPath
+	o.HTTP.Transport = krb.Transport(transport)
 	return o, krb.Close, nil
+}
+
+// loadSigner reads a certificate and its key, in PEM form.
+func loadSigner(certFile, keyFile string) (*wcce.RequestSigner, error) {
+	if keyFile == "" {
+		keyFile = strings.TrimSuffix(certFile, ".pem") + ".key"
+	}
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("%s with %s: %w", certFile, keyFile, err)
+	}
+	key, ok := pair.PrivateKey.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("%s: a key of type %T cannot sign", keyFile, pair.PrivateKey)
+	}
+	return &wcce.RequestSigner{Certificate: pair.Leaf, Key: key}, nil
 }
 
 // gatewayURL is the address that the flag names, or that of the configuration on the gateway itself.

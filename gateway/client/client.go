@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/soap"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
 
@@ -35,6 +36,12 @@ type Options struct {
 	KeyBits   int      // of an RSA key; 0: what the template says, but at least 2048
 	Subject   string   // RFC 4514, for templates whose names the enrollee supplies
 	SANs      []string // "dns:host", "email:user@domain", "upn:user@domain", "ip:address", for the same templates
+
+	Credentials *soap.UsernameToken // user name and password, where Authentication is soap.AuthPassword
+
+	Renews     *wcce.RequestSigner  // the certificate to renew, with its key
+	Signers    []wcce.RequestSigner // registration authorities, which sign the request too
+	OnBehalfOf string               // DOMAIN\account that the first of Signers, an enrollment agent, enrolls
 
 	// Force sends a request although the policy does not offer the template, to learn from the server why not.
 	Force     bool
@@ -86,7 +93,7 @@ func newSession(o Options) *session {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &session{Options: o, soap: soap.Client{HTTP: o.HTTP}}
+	return &session{Options: o, soap: soap.Client{HTTP: o.HTTP, Credentials: o.Credentials}}
 }
 
 func (s *session) progress(step, format string, args ...any) {

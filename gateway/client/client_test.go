@@ -297,7 +297,7 @@ func TestAForcedRequestReachesTheServer(t *testing.T) {
 	if e, ok := errors.AsType[*hresult.Error](err); !ok || e.Code != hresult.TemplateDenied {
 		t.Errorf("%v", err)
 	}
-	s.refuse, o.EnrollURL = nil, s.url+"/"+url.PathEscape(serverCA)+soap.DefaultCESSuffix
+	s.refuse, o.EnrollURL = nil, s.url+"/"+url.PathEscape(serverCA)+soap.Kerberos.CESSuffix
 	r, err := client.Enroll(context.Background(), o)
 	if err != nil || r.Certificate == nil || s.last.Template.Name != "Mail" {
 		t.Errorf("%+v: %v", r, err)

@@ -99,5 +99,5 @@ func (b *twoAddresses) attach(t *testing.T, o *client.Options) {
 		handler.ServeHTTP(w, r.WithContext(kerberos.WithCaller(r.Context(), templates.Caller{Principal: "alice@LAB.TEST"})))
 	}))
 	t.Cleanup(ts.Close)
-	o.PolicyURL = ts.URL + soap.DefaultCEPPath
+	o.PolicyURL = ts.URL + soap.Kerberos.CEPPath
 }

@@ -126,7 +126,7 @@ func (s *session) services(policies *soap.Policies, indexes []int) ([]service, e
 			continue
 		}
 		for _, u := range ca.URIs {
-			if u.ClientAuthentication == s.Authentication && !u.RenewalOnly && checkURL(u.URI) == nil {
+			if u.ClientAuthentication == s.Authentication && (!u.RenewalOnly || s.Renews != nil) && checkURL(u.URI) == nil {
 				out = append(out, service{url: u.URI, ca: cert, priority: value(u.Priority)})
 			}
 		}
@@ -158,6 +158,10 @@ const minimumRSA = 2048
 
 // newKey makes a key as the template says. An override must satisfy the template too, or the server would refuse.
 func (s *session) newKey(p *soap.Policy) (crypto.Signer, error) {
+	if s.Renews != nil && value(p.PrivateKeyFlags)&templates.KeyRequireSameKeyRenewal != 0 {
+		s.progress("key", "that of the renewed certificate")
+		return s.Renews.Key, nil
+	}
 	algorithm, bits, err := keyOf(p)
 	if err != nil {
 		return nil, err

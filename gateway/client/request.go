@@ -22,10 +22,13 @@ import (
 // buildRequest makes the CMC request, with the private key enclosed where the template demands that, and notes in p what
 // the reply has to confirm.
 func (s *session) buildRequest(ctx context.Context, policy *soap.Policy, at service, p *Pending) ([]byte, error) {
-	if err := canSatisfy(policy); err != nil {
+	if err := s.canSatisfy(policy); err != nil {
 		return nil, fmt.Errorf("template %q: %w", policy.CommonName, err)
 	}
-	o := wcce.RequestOptions{Key: p.Key}
+	o := wcce.RequestOptions{Key: p.Key, Signers: s.Signers, RequestorName: s.OnBehalfOf}
+	if s.Renews != nil {
+		o.Renews, o.RenewsKey = s.Renews.Certificate, s.Renews.Key
+	}
 	var err error
 	if o.Hash, err = hashOf(policy); err != nil {
 		return nil, fmt.Errorf("template %q: %w", policy.CommonName, err)
@@ -71,9 +74,9 @@ func (s *session) buildRequest(ctx context.Context, policy *soap.Policy, at serv
 }
 
 // canSatisfy refuses templates whose requests need what this client does not have.
-func canSatisfy(p *soap.Policy) error {
-	if p.RA != nil && p.RA.Signatures > 0 {
-		return fmt.Errorf("its requests need %d signatures of registration authorities, which this client cannot add", p.RA.Signatures)
+func (s *session) canSatisfy(p *soap.Policy) error {
+	if p.RA != nil && int(p.RA.Signatures) > len(s.Signers) && s.Renews == nil && !s.Force {
+		return fmt.Errorf("its requests need %d signatures of registration authorities, not %d", p.RA.Signatures, len(s.Signers))
 	}
 	if value(p.PrivateKeyFlags)&templates.KeyAttestRequired != 0 {
 		return errors.New("its keys must be attested by a TPM, which this client does not use")
@@ -109,6 +112,14 @@ func (s *session) addNames(p *soap.Policy, o *wcce.RequestOptions) error {
 		return errors.New("the subject comes from the directory and cannot be chosen")
 	case len(s.SANs) > 0 && !san && !s.Force:
 		return errors.New("alternative names come from the directory and cannot be chosen")
+	case subject && s.Subject == "" && len(s.SANs) == 0 && s.Renews != nil: // as Windows does: the old names
+		o.Subject = s.Renews.Certificate.RawSubject
+		for _, e := range s.Renews.Certificate.Extensions {
+			if e.Id.String() == oidSAN {
+				o.Extensions = append(o.Extensions, wcce.Extension{OID: oidSAN, Critical: e.Critical, Value: e.Value})
+			}
+		}
+		return nil
 	case subject && s.Subject == "" && len(s.SANs) == 0:
 		return errors.New("the enrollee supplies the names: give a subject or alternative names")
 	}

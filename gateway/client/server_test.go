@@ -109,12 +109,12 @@ func newServer(t *testing.T, policies ...soap.Policy) *server {
 }
 
 func (s *server) options(template string) client.Options {
-	return client.Options{PolicyURL: s.url + soap.DefaultCEPPath, HTTP: s.http, Template: template}
+	return client.Options{PolicyURL: s.url + soap.Kerberos.CEPPath, HTTP: s.http, Template: template}
 }
 
 func (s *server) Policies(context.Context, templates.Caller, soap.GetPoliciesRequest) (*soap.Policies, error) {
 	return &soap.Policies{ID: "{1}", Policies: s.policies, CAs: []soap.CA{{Certificate: s.ca.cert.Raw, EnrollPermission: !s.closed,
-		URIs: []soap.CAURI{{ClientAuthentication: soap.AuthKerberos, URI: s.url + "/Test%20CA" + soap.DefaultCESSuffix}}}}}, nil
+		URIs: []soap.CAURI{{ClientAuthentication: soap.AuthKerberos, URI: s.url + "/Test%20CA" + soap.Kerberos.CESSuffix}}}}}, nil
 }
 
 func (s *server) ExchangeCertificate(context.Context, templates.Caller, string) ([]byte, error) {

@@ -49,6 +49,8 @@ type Listen struct {
 	HTTPS   string `yaml:"https"`
 	HTTP    string `yaml:"http"`
 	Metrics string `yaml:"metrics"`
+	// Certificate is for renewals by those who have a client certificate of the gateway.
+	Certificate string `yaml:"certificate"`
 }
 
 // TLS is the server certificate.
@@ -65,6 +67,7 @@ type Kerberos struct {
 	Realms            []string      `yaml:"realms"`
 	MaxClockSkew      time.Duration `yaml:"max_clock_skew"`
 	AllowRC4          bool          `yaml:"allow_rc4"`
+	PasswordLogon     bool          `yaml:"password_logon"` // also user name and password, checked with the KDC
 }
 
 // Directory is how domain controllers are reached.
@@ -174,7 +177,7 @@ func defaults() *Config {
 	return &Config{
 		PublicName: host,
 		Data:       "/var/lib/enrollgate",
-		Listen:     Listen{HTTPS: ":443", HTTP: ":80", Metrics: "127.0.0.1:9464"},
+		Listen:     Listen{HTTPS: ":443", HTTP: ":80", Metrics: "127.0.0.1:9464", Certificate: "off"},
 		TLS:        TLS{MaxVersion: "1.3"},
 		Kerberos:   Kerberos{MaxClockSkew: 5 * time.Minute},
 		Directory: Directory{Bind: Bind{Method: "gssapi"}, Krb5Conf: "/etc/krb5.conf", MaxAge: 24 * time.Hour,

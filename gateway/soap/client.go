@@ -17,7 +17,8 @@ import (
 // (kerberos.Client.Transport). A fault of the server is a *hresult.Error with the server's code and text, inside a
 // *RequestError where the fault names a request.
 type Client struct {
-	HTTP *http.Client // http.DefaultClient if nil
+	HTTP        *http.Client   // http.DefaultClient if nil
+	Credentials *UsernameToken // sent with each message; nil where HTTP or TLS authenticates
 }
 
 // Bounds of what a client reads.
@@ -59,7 +60,7 @@ func (c *Client) KeyExchange(ctx context.Context, url string) ([]byte, error) {
 // call posts one message and opens the answer to it.
 func (c *Client) call(ctx context.Context, url, action, replyAction string, body func(*writer)) (*envelope, error) {
 	id := newMessageID()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(request(action, id, url, body)))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(request(action, id, url, c.Credentials, body)))
 	if err != nil {
 		return nil, fmt.Errorf("making the request: %w", err)
 	}

@@ -13,6 +13,8 @@ type envelope struct {
 	messageID string
 	relatesTo string
 	body      *element // first child of Body
+	// credentials are those of the message; nil where it has none.
+	credentials *UsernameToken
 }
 
 // soapFault is an error about the message itself, which has its own fault code (SOAP 1.2 part 1, 5.4.6).
@@ -113,12 +115,19 @@ func (env *envelope) checkBlock(block *element) error {
 		return nil
 	case block.name.Space == nsAddressing, block.is(nsActivity, "ActivityId"):
 		return nil
-	case block.is(nsSecext, "Security") && onlyTimestamp(block):
+	case block.is(nsSecext, "Security") && onlyKnown(block):
+		token, err := readUsernameToken(block)
+		if err != nil || env.credentials != nil && token != nil {
+			return senderFault("", "the credentials of the message are malformed")
+		}
+		if token != nil {
+			env.credentials = token
+		}
 		return nil
 	case must == "1" || must == "true":
 		e := hresult.New(hresult.NotSupported, "the header %s must be understood, but is not", block.name.Local)
 		if block.is(nsSecext, "Security") {
-			e = hresult.New(hresult.NotSupported, "the message carries credentials (WS-Security), but this endpoint authenticates by Kerberos").
+			e = hresult.New(hresult.NotSupported, "the message carries credentials (WS-Security) of a kind that is not understood").
 				WithFix("enter the policy server with Windows integrated authentication")
 		}
 		return &soapFault{code: "MustUnderstand", err: e}
@@ -126,10 +135,11 @@ func (env *envelope) checkBlock(block *element) error {
 	return nil
 }
 
-// onlyTimestamp tells whether a Security header holds no credentials: TLS gives the freshness that a timestamp is for.
-func onlyTimestamp(security *element) bool {
+// onlyKnown tells whether a Security header holds nothing but a user name token and a timestamp: TLS gives the freshness
+// that a timestamp is for.
+func onlyKnown(security *element) bool {
 	for _, c := range security.children {
-		if !c.is(nsUtility, "Timestamp") {
+		if !c.is(nsUtility, "Timestamp") && !c.is(nsSecext, "UsernameToken") {
 			return false
 		}
 	}
@@ -173,13 +183,16 @@ func (r reply) message(action string, body func(*writer)) []byte {
 }
 
 // request builds a whole request to url.
-func request(action, messageID, url string, body func(*writer)) []byte {
+func request(action, messageID, url string, credentials *UsernameToken, body func(*writer)) []byte {
 	w := &writer{}
 	startEnvelope(w, action, func() {
 		w.text("a:MessageID", messageID)
 		w.WriteString(`<a:ReplyTo><a:Address>` + anonymousReply + `</a:Address></a:ReplyTo><a:To s:mustUnderstand="1">`)
 		w.escape(url)
 		w.close("a:To")
+		if credentials != nil {
+			credentials.encode(w)
+		}
 	})
 	body(w)
 	endEnvelope(w)

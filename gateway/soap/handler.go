@@ -18,27 +18,19 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 )
 
-// Defaults of Options. The paths are those of Windows' own services, which samba-gpupdate insists on.
-const (
-	DefaultCEPPath   = "/ADPolicyProvider_CEP_Kerberos/service.svc/CEP"
-	DefaultCESSuffix = "_CES_Kerberos/service.svc/CES"
-	defaultMaxBody   = 1 << 20
-)
+const defaultMaxBody = 1 << 20
 
 const contentType = "application/soap+xml; charset=utf-8"
 
 // Options of NewHandler. The zero value is usable.
 type Options struct {
-	CEPPath   string // path of the policy service; compared without regard to case, as IIS does
-	CESSuffix string // what follows /<CA name> in the path of the enrollment service
-	MaxBody   int64  // octets of a request; 1 MiB if zero
+	Way     Way   // Kerberos if zero
+	Login   Login // proves the credentials in the messages, for Password
+	MaxBody int64 // octets of a request; 1 MiB if zero
 	// ActivityID names an exchange in the reply and in the log, so that a client's trace can be found. May be nil.
 	ActivityID func() string
 	Log        logrus.FieldLogger
 }
-
-// CESPath is the path of the enrollment service of a CA, unescaped, with the default suffix.
-func CESPath(ca string) string { return "/" + ca + DefaultCESSuffix }
 
 type handler struct {
 	backend Backend
@@ -46,13 +38,11 @@ type handler struct {
 }
 
 // NewHandler serves the policy service and the enrollment services of all CAs. It expects the caller in the request's
-// context (kerberos.CallerFrom); requests without one are refused, but for GET and HEAD, which are answered with 200.
+// context (kerberos.CallerFrom), or for Password credentials in the message; requests without one are refused, but for GET
+// and HEAD, which are answered with 200.
 func NewHandler(backend Backend, opts Options) http.Handler {
-	if opts.CEPPath == "" {
-		opts.CEPPath = DefaultCEPPath
-	}
-	if opts.CESSuffix == "" {
-		opts.CESSuffix = DefaultCESSuffix
+	if opts.Way == (Way{}) {
+		opts.Way = Kerberos
 	}
 	if opts.MaxBody == 0 {
 		opts.MaxBody = defaultMaxBody
@@ -78,9 +68,9 @@ type exchange struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{r: r}
 	var ok bool
-	if x.policy = strings.EqualFold(r.URL.Path, h.opts.CEPPath); !x.policy {
-		if x.ca, ok = h.caFromPath(r.URL.Path); !ok {
-			http.Error(w, "no enrollment service here; the policy service is "+h.opts.CEPPath, http.StatusNotFound)
+	if x.policy = strings.EqualFold(r.URL.Path, h.opts.Way.CEPPath); !x.policy {
+		if x.ca, ok = h.opts.Way.ca(r.URL.Path); !ok {
+			http.Error(w, "no enrollment service here; the policy service is "+h.opts.Way.CEPPath, http.StatusNotFound)
 			return
 		}
 	}
@@ -95,7 +85,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "requests are SOAP messages, sent by POST", http.StatusMethodNotAllowed)
 		return
 	}
-	if x.caller, ok = kerberos.CallerFrom(r.Context()); !ok {
+	if x.caller, ok = kerberos.CallerFrom(r.Context()); !ok && h.opts.Login == nil {
 		w.Header().Set("WWW-Authenticate", "Negotiate")
 		http.Error(w, "Kerberos authentication (HTTP Negotiate) is needed.", http.StatusUnauthorized)
 		return
@@ -108,15 +98,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.reply.activityID = h.opts.ActivityID()
 	}
 	h.answer(w, x)
-}
-
-// caFromPath takes the CA's name out of the path of its enrollment service.
-func (h *handler) caFromPath(path string) (string, bool) {
-	n := len(path) - len(h.opts.CESSuffix)
-	if n < 2 || path[0] != '/' || !strings.EqualFold(path[n:], h.opts.CESSuffix) || strings.Contains(path[1:n], "/") {
-		return "", false
-	}
-	return path[1:n], true
 }
 
 func checkContentType(value string) error {
@@ -186,6 +167,9 @@ func (h *handler) dispatch(w http.ResponseWriter, x *exchange) (body []byte, err
 	if env != nil {
 		x.reply.relatesTo = env.messageID
 	}
+	if err == nil {
+		err = h.login(x, env)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -193,6 +177,21 @@ func (h *handler) dispatch(w http.ResponseWriter, x *exchange) (body []byte, err
 		return h.policies(x.r.Context(), x, env)
 	}
 	return h.token(x.r.Context(), x, env)
+}
+
+// login proves the credentials in the message, where callers prove who they are so.
+func (h *handler) login(x *exchange, env *envelope) (err error) {
+	switch {
+	case h.opts.Login == nil && env.credentials != nil:
+		return &soapFault{code: "MustUnderstand", err: hresult.New(hresult.NotSupported, "the message carries credentials (WS-Security), but this endpoint authenticates otherwise").
+			WithFix("enter the policy server with Windows integrated authentication, or its address for user name and password")}
+	case h.opts.Login == nil:
+		return nil
+	case env.credentials == nil:
+		return hresult.New(hresult.AccessDenied, "the message has no user name and password (WS-Security UsernameToken)")
+	}
+	x.caller, err = h.opts.Login(x.r.Context(), x.r.RemoteAddr, env.credentials.User, env.credentials.Password)
+	return err
 }
 
 func (h *handler) policies(ctx context.Context, x *exchange, env *envelope) ([]byte, error) {

@@ -131,7 +131,7 @@ func post(t *testing.T, h http.Handler, method, path, contentType, body string, 
 func TestHTTPAnswers(t *testing.T) {
 	h := NewHandler(&fakeBackend{policies: &Policies{ID: "{x}"}}, Options{MaxBody: 4096})
 	good := soapMessage(getHeader, getBody)
-	const cep, soap12 = DefaultCEPPath, "application/soap+xml; charset=utf-8"
+	cep, soap12 := Kerberos.CEPPath, "application/soap+xml; charset=utf-8"
 	for name, tc := range map[string]struct {
 		method, path, contentType, body string
 		unknown                         bool
@@ -165,7 +165,7 @@ func TestHTTPAnswers(t *testing.T) {
 
 func TestFaultNamesTheMessageAndTheHeader(t *testing.T) {
 	h := NewHandler(&fakeBackend{}, Options{})
-	w := post(t, h, "POST", DefaultCEPPath, contentType, soapMessage(getHeader+`<x:y xmlns:x="urn:x" s:mustUnderstand="true"/>`, getBody), true)
+	w := post(t, h, "POST", Kerberos.CEPPath, contentType, soapMessage(getHeader+`<x:y xmlns:x="urn:x" s:mustUnderstand="true"/>`, getBody), true)
 	for _, want := range []string{"<s:Value>s:MustUnderstand</s:Value>", "<a:RelatesTo>urn:x</a:RelatesTo>", "the header y must be understood"} {
 		if !strings.Contains(w.Body.String(), want) {
 			t.Errorf("%d %s does not hold %q", w.Code, w.Body, want)
@@ -213,7 +213,7 @@ func FuzzGetPolicies(f *testing.F) {
 			return
 		}
 		if req, err := parseGetPolicies(env); err == nil {
-			again, err := parseGetPolicies(mustParse(t, request(actionGetPolicies, "urn:x", "https://x", req.encode)))
+			again, err := parseGetPolicies(mustParse(t, request(actionGetPolicies, "urn:x", "https://x", nil, req.encode)))
 			if err != nil || fmt.Sprint(again.PolicyOIDs, again.ClientVersion) != fmt.Sprint(req.PolicyOIDs, req.ClientVersion) {
 				t.Errorf("%+v became %+v: %v", req, again, err)
 			}
@@ -234,7 +234,7 @@ func FuzzTokenRequest(f *testing.F) {
 			return
 		}
 		if req, err := parseTokenRequest(env); err == nil {
-			again, err := parseTokenRequest(mustParse(t, request(req.Kind.action(), "urn:x", "https://x", req.encode)))
+			again, err := parseTokenRequest(mustParse(t, request(req.Kind.action(), "urn:x", "https://x", nil, req.encode)))
 			if err != nil || again.Kind != req.Kind || again.RequestID != req.RequestID || !bytes.Equal(again.Token, req.Token) {
 				t.Errorf("%+v became %+v: %v", req, again, err)
 			}

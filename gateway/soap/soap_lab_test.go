@@ -40,7 +40,7 @@ func TestLabPoliciesOverTLSAndKerberos(t *testing.T) {
 		},
 	}
 	c := &Client{HTTP: &http.Client{Transport: krb.Transport(base)}}
-	p, err := c.GetPolicies(t.Context(), "https://enroll.lab.test"+DefaultCEPPath, GetPoliciesRequest{})
+	p, err := c.GetPolicies(t.Context(), "https://enroll.lab.test"+Kerberos.CEPPath, GetPoliciesRequest{})
 	if diff := cmp.Diff(b.policies, p, ignoreEncoded, cmpopts.EquateEmpty()); err != nil || diff != "" {
 		t.Errorf("%v\n%s", err, diff)
 	}
@@ -49,7 +49,7 @@ func TestLabPoliciesOverTLSAndKerberos(t *testing.T) {
 	}
 
 	c.HTTP = &http.Client{Transport: base}
-	_, err = c.GetPolicies(t.Context(), "https://enroll.lab.test"+DefaultCEPPath, GetPoliciesRequest{})
+	_, err = c.GetPolicies(t.Context(), "https://enroll.lab.test"+Kerberos.CEPPath, GetPoliciesRequest{})
 	if e := hresult.From(err); e.Code != hresult.AccessDenied || !strings.Contains(e.Text, "Kerberos authentication") {
 		t.Errorf("without a ticket: %v", err)
 	}

@@ -205,11 +205,15 @@ func TestSpecificationExamplesParse(t *testing.T) {
 			t.Errorf("exchange certificate: %v", err)
 		}
 	})
-	t.Run("credentials in the message are refused", func(t *testing.T) {
-		env, err := parseEnvelope(load("ms-xcep/4.1.1.1.xml"), requestLimits)
-		f, ok := errors.AsType[*soapFault](err)
-		if !ok || f.code != "MustUnderstand" || env.messageID == "" {
-			t.Errorf("error is %v, want a MustUnderstand fault with the message's id", err)
+	t.Run("credentials in the message", func(t *testing.T) {
+		body := load("ms-xcep/4.1.1.1.xml")
+		env, err := parseEnvelope(body, requestLimits)
+		if err != nil || env.credentials == nil || env.credentials.User != "" { // the specification leaves them out
+			t.Fatalf("credentials %+v, %v", env.credentials, err)
+		}
+		refused := post(t, NewHandler(&fakeBackend{}, Options{}), "POST", Kerberos.CEPPath, contentType, string(body), true)
+		if text := refused.Body.String(); !strings.Contains(text, "MustUnderstand") || !strings.Contains(text, env.messageID) {
+			t.Errorf("on an endpoint for Kerberos: %s", text)
 		}
 	})
 }
@@ -351,7 +355,7 @@ func TestClientAndHandlerUnderstandEachOther(t *testing.T) {
 	b := &fakeBackend{policies: fullPolicies()}
 	c, url := serve(t, b, Options{ActivityID: func() string { return "95427c83-902c-48db-9529-f61cc1d8c035" }})
 	get := GetPoliciesRequest{LastUpdate: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC), PreferredLanguage: "de-DE", PolicyOIDs: []string{"1.2.3", "1.2.4"}, ClientVersion: 6, ServerVersion: 4}
-	p, err := c.GetPolicies(t.Context(), url+DefaultCEPPath, get)
+	p, err := c.GetPolicies(t.Context(), url+Kerberos.CEPPath, get)
 	if diff := cmp.Diff(b.policies, p, ignoreEncoded, cmpopts.EquateEmpty()); err != nil || diff != "" {
 		t.Errorf("policies: %v\n%s", err, diff)
 	}
@@ -436,7 +440,7 @@ func BenchmarkGetPoliciesOf500Templates(b *testing.B) {
 	body := read(b, "cepces-getpolicies.request.xml")
 	b.SetBytes(int64(len(p.Encode())))
 	for b.Loop() {
-		r := httptest.NewRequest(http.MethodPost, DefaultCEPPath, bytes.NewReader(body))
+		r := httptest.NewRequest(http.MethodPost, Kerberos.CEPPath, bytes.NewReader(body))
 		r.Header.Set("Content-Type", contentType)
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r.WithContext(kerberos.WithCaller(r.Context(), templates.Caller{})))

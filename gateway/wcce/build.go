@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"net/url"
 	"slices"
 	"unicode/utf16"
 
@@ -165,6 +166,15 @@ type RequestOptions struct {
 	// Renews is the certificate that the request renews, RenewsKey its key, which signs too.
 	Renews    *x509.Certificate
 	RenewsKey crypto.Signer
+	// Signers sign too: registration authorities, or the enrollment agent that enrolls RequestorName, DOMAIN\account.
+	Signers       []RequestSigner
+	RequestorName string
+}
+
+// RequestSigner is a key that signs a request beside the subject's, and its certificate.
+type RequestSigner struct {
+	Certificate *x509.Certificate
+	Key         crypto.Signer
 }
 
 // NewRequest builds a CMC full PKIRequest as a Windows client does ([MS-WCCE] 3.1.1.4.3.1.3, 3.1.1.4.3.6.1).
@@ -182,6 +192,10 @@ func NewRequest(o RequestOptions) ([]byte, error) {
 		signers = append(signers, outgoingSigner{key: o.RenewsKey, cert: o.Renews, hash: o.Hash})
 		certs = append(certs, o.Renews)
 	}
+	for _, s := range o.Signers {
+		signers = append(signers, outgoingSigner{key: s.Key, cert: s.Certificate, hash: o.Hash})
+		certs = append(certs, s.Certificate)
+	}
 	var attrs [][]byte
 	if o.Exchange != nil {
 		sealed, err := encloseKey(&o)
@@ -196,6 +210,9 @@ func NewRequest(o RequestOptions) ([]byte, error) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 			if len(attrs) > 0 {
 				addAttributesControl(b, 2, attrs)
+			}
+			if o.RequestorName != "" {
+				addRegInfo(b, 3, "RequesterName="+url.QueryEscape(o.RequestorName))
 			}
 		})
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -212,6 +229,15 @@ func NewRequest(o RequestOptions) ([]byte, error) {
 		return nil, err
 	}
 	return signedData(OIDPKIData, body, certs, signers...)
+}
+
+// addRegInfo writes the CMC registration information ([MS-WCCE] 2.2.2.6.3).
+func addRegInfo(b *cryptobyte.Builder, bodyPart int64, text string) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(bodyPart)
+		b.AddASN1ObjectIdentifier(parsedOID(OIDCMCRegInfo))
+		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { b.AddASN1OctetString([]byte(text)) })
+	})
 }
 
 // addAttributesControl writes the CMC add-attributes control for body part 1.

@@ -136,7 +136,7 @@ func BenchmarkGetPolicies(b *testing.B) {
 	}
 	caller := templates.Caller{SID: subject.SID, Groups: subject.Groups}
 	for b.Loop() {
-		p, err := w.Policies(background, caller, soap.GetPoliciesRequest{})
+		p, err := w.Policies(background, caller, soap.GetPoliciesRequest{}, false)
 		if err != nil || len(p.Encode()) == 0 {
 			b.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -294,11 +295,7 @@ func TestPendingRequestsWaitForAManager(t *testing.T) {
 // setAccountControl enables (512) or disables (514) an account.
 func setAccountControl(t testing.TB, cn, value string) {
 	t.Helper()
-	m := ldap.NewModifyRequest(cn+",CN=Users,"+world.Env("LAB_BASE_DN"), nil)
-	m.Replace("userAccountControl", []string{value})
-	if err := world.Admin(t).Modify(m); err != nil {
-		t.Fatal(err)
-	}
+	setAttribute(t, cn+",CN=Users,"+world.Env("LAB_BASE_DN"), "userAccountControl", value)
 }
 
 func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
@@ -338,12 +335,20 @@ func TestTheRecordedWindowsRequestTravelsTheWholeWay(t *testing.T) {
 	}
 }
 
-// addTemplate copies LabUserSMIME under another name and OID and offers it, as an administrator would.
+// addTemplate copies LabUserSMIME under another name and OID and offers it.
 func addTemplate(t testing.TB, w *world.World, name string, ref wcce.Template) {
+	t.Helper()
+	copyTemplate(t, w, "LabUserSMIME", name, map[string]string{"mspki-cert-template-oid": ref.OID,
+		"revision": strconv.Itoa(ref.Major), "mspki-template-minor-revision": strconv.Itoa(ref.Minor)})
+}
+
+// copyTemplate copies a template under another name, with other values, and offers it, as an administrator would. It ends
+// with the test. Names in set are in lower case, and have the OID among them.
+func copyTemplate(t testing.TB, w *world.World, source, name string, set map[string]string) {
 	t.Helper()
 	conn := world.Admin(t)
 	base := "CN=Public Key Services,CN=Services," + world.Env("LAB_CONFIG_DN")
-	res, err := conn.Search(ldap.NewSearchRequest("CN=LabUserSMIME,CN=Certificate Templates,"+base, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false,
+	res, err := conn.Search(ldap.NewSearchRequest("CN="+source+",CN=Certificate Templates,"+base, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false,
 		"(objectClass=*)", []string{"*", "nTSecurityDescriptor"}, []ldap.Control{&ldap.ControlMicrosoftSDFlags{ControlValue: 4}}))
 	if err != nil {
 		t.Fatal(err)
@@ -353,12 +358,8 @@ func addTemplate(t testing.TB, w *world.World, name string, ref wcce.Template) {
 	for _, a := range res.Entries[0].Attributes {
 		low := strings.ToLower(a.Name)
 		switch {
-		case low == "mspki-cert-template-oid":
-			add.Attribute(a.Name, []string{ref.OID})
-		case low == "revision":
-			add.Attribute(a.Name, []string{big.NewInt(int64(ref.Major)).String()})
-		case low == "mspki-template-minor-revision":
-			add.Attribute(a.Name, []string{big.NewInt(int64(ref.Minor)).String()})
+		case set[low] != "":
+			add.Attribute(a.Name, []string{set[low]})
 		case low == "objectclass":
 			add.Attribute(a.Name, []string{"pKICertificateTemplate"})
 		case strings.HasPrefix(low, "pki"), strings.HasPrefix(low, "mspki"), low == "flags", low == "ntsecuritydescriptor":
@@ -385,7 +386,7 @@ func addTemplate(t testing.TB, w *world.World, name string, ref wcce.Template) {
 	})
 	eventually(t, "the new template in force", func() bool {
 		s := w.Directory.Snapshot()
-		return s.TemplateByOID(ref.OID) != nil && s.Service(world.CAName).Offers(name)
+		return s.TemplateByOID(set["mspki-cert-template-oid"]) != nil && s.Service(world.CAName).Offers(name)
 	})
 }
 
@@ -431,7 +432,7 @@ func TestBadInputIsRefusedClearly(t *testing.T) {
 		}
 	})
 	t.Run("plain HTTP", func(t *testing.T) {
-		resp, err := http.Post("http://"+world.Env("LAB_GATEWAY")+soap.DefaultCEPPath, "application/soap+xml", strings.NewReader("x"))
+		resp, err := http.Post("http://"+world.Env("LAB_GATEWAY")+soap.Kerberos.CEPPath, "application/soap+xml", strings.NewReader("x"))
 		if err != nil {
 			t.Fatal(err)
 		}

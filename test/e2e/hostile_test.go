@@ -84,7 +84,7 @@ func TestHugeAndSlowRequestsDoNotHurt(t *testing.T) {
 	})
 	for name, sent := range map[string]string{
 		"slow headers are cut off": "POST / HTTP/1.1\r\nHost: ",
-		"slow bodies are cut off": "POST " + soap.DefaultCEPPath + " HTTP/1.1\r\nHost: " + world.Env("LAB_GATEWAY") +
+		"slow bodies are cut off": "POST " + soap.Kerberos.CEPPath + " HTTP/1.1\r\nHost: " + world.Env("LAB_GATEWAY") +
 			"\r\nContent-Type: application/soap+xml\r\nContent-Length: 100000\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -196,13 +196,13 @@ func TestCurlSpeaksHTTPInEveryWay(t *testing.T) {
 		"in chunks":                   {"-H", "Transfer-Encoding: chunked"},
 		"over TLS 1.2":                {"--tls-max", "1.2"},
 		"over TLS 1.3":                {"--tlsv1.3"},
-		"twice on one connection":     {"-o", dir + "/second", "https://" + world.Env("LAB_GATEWAY") + soap.DefaultCEPPath},
+		"twice on one connection":     {"-o", dir + "/second", "https://" + world.Env("LAB_GATEWAY") + soap.Kerberos.CEPPath},
 		"with HTTP/1.0 and no reuse":  {"--http1.0"},
 		"with the name in upper case": {"--resolve", "ENROLL.LAB.TEST:443:" + world.Env("LAB_GW_IP")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"-sS", "--cacert", world.Env("LAB_CA_PEM"), "--negotiate", "-u", ":", "-w", "\n%{http_code}", "-H", "Content-Type: application/soap+xml; charset=utf-8", "--data-binary", "@" + body}, extra...)
-			out, err := run(cache, "", "curl", append(args, "https://"+world.Env("LAB_GATEWAY")+soap.DefaultCEPPath)...)
+			out, err := run(cache, "", "curl", append(args, "https://"+world.Env("LAB_GATEWAY")+soap.Kerberos.CEPPath)...)
 			if err != nil || !strings.Contains(out, "200") || !strings.Contains(out, "LabUserSMIME") {
 				t.Errorf("%v\n%.600s", err, out)
 			}

@@ -187,7 +187,7 @@ func (w *World) Client(t testing.TB, account string) *Client {
 	t.Cleanup(base.CloseIdleConnections)
 	origin := "https://" + Env("LAB_GATEWAY")
 	return &Client{Client: soap.Client{HTTP: &http.Client{Transport: krb.Transport(base), Timeout: 20 * time.Second}}, Kerberos: krb,
-		CES: origin + strings.ReplaceAll(soap.CESPath(CAName), " ", "%20"), CEP: origin + soap.DefaultCEPPath}
+		CES: origin + strings.ReplaceAll(soap.Kerberos.CESPath(CAName), " ", "%20"), CEP: origin + soap.Kerberos.CEPPath}
 }
 
 // LogTo collects the gateway's log, down to debug level. Read it with LogText.

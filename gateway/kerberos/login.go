@@ -1,0 +1,102 @@
+package kerberos
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates"
+)
+
+const (
+	loginTime = 15 * time.Second // to hear from the KDC
+	maxLogins = 16               // at once
+)
+
+// PasswordLogin proves user names and passwords with the KDC.
+type PasswordLogin struct {
+	acceptor *Acceptor
+	config   string // krb5.conf
+	spn      string
+	slots    chan struct{}
+}
+
+// NewPasswordLogin returns a PasswordLogin for the service principal spn, whose key is in the keytab of opts. configFile is
+// krb5.conf, as in ClientOptions.
+func NewPasswordLogin(opts Options, spn, configFile string) (*PasswordLogin, error) {
+	opts.ServerCertificates, opts.RequireChannelBinding = nil, false // the token does not travel
+	acceptor, err := New(opts)
+	if err != nil {
+		return nil, err
+	}
+	return &PasswordLogin{acceptor: acceptor, config: configFile, spn: spn, slots: make(chan struct{}, maxLogins)}, nil
+}
+
+// Login logs on as principal, name@REALM, once, and opens the ticket for this service that comes of it: who else answers in
+// place of the KDC cannot make one. Attempts count at the KDC as any others do, which locks accounts by the domain's policy.
+// Errors are *hresult.Error; a wrong name and a wrong password are the same one.
+func (l *PasswordLogin) Login(ctx context.Context, principal, password string) (templates.Caller, error) {
+	select {
+	case l.slots <- struct{}{}:
+	default:
+		return templates.Caller{}, hresult.New(hresult.ServerTooBusy, "too many log on at once; try again")
+	}
+	type result struct {
+		token []byte
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() { // the library knows no context
+		defer func() { <-l.slots }()
+		token, err := l.token(principal, password)
+		done <- result{token, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return templates.Caller{}, loginError(r.err)
+		}
+		caller, _, err := l.acceptor.Accept(ctx, r.token)
+		return caller, err
+	case <-ctx.Done():
+		return templates.Caller{}, ctx.Err()
+	case <-time.After(loginTime):
+		return templates.Caller{}, hresult.New(hresult.ServerUnavailable, "the KDC gives no answer; try again")
+	}
+}
+
+func (l *PasswordLogin) token(principal, password string) ([]byte, error) {
+	if password == "" {
+		return nil, hresult.New(hresult.LogonFailure, "the password is empty")
+	}
+	c, err := NewClient(ClientOptions{Principal: principal, Password: password, ConfigFile: l.config})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Token(l.spn)
+}
+
+// loginError reads the error names of RFC 4120 7.5.9, which the library gives as text only.
+func loginError(err error) error {
+	text := err.Error()
+	for _, k := range []struct {
+		name string
+		code hresult.Code
+		text string
+	}{
+		{"KDC_ERR_PREAUTH_FAILED", hresult.LogonFailure, "user name or password is wrong"},
+		{"KDC_ERR_C_PRINCIPAL_UNKNOWN", hresult.LogonFailure, "user name or password is wrong"},
+		{"KDC_ERR_CLIENT_REVOKED", hresult.AccountLocked, "the account is locked, disabled or expired"},
+		{"KDC_ERR_KEY_EXPIRED", hresult.PasswordExpired, "the password has expired; set a new one"},
+	} {
+		if strings.Contains(text, k.name) {
+			return hresult.Wrap(k.code, err, "%s", k.text)
+		}
+	}
+	if e := hresult.From(err); e.Code == hresult.LogonFailure {
+		return e
+	}
+	return hresult.Wrap(hresult.ServerUnavailable, err, "the password cannot be checked now; try again")
+}
