@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -19,42 +20,68 @@ type Explanation struct {
 	Principal string `json:"principal"`
 	DN        string `json:"dn"`
 	templates.Decision
-	AutoEnrolls    bool   `json:"auto_enrolls"`
-	AutoEnrollNote string `json:"auto_enroll_note,omitempty"`
+	OtherCAs       []string                 `json:"other_cas,omitempty"` // that offer the template too
+	AutoEnrollment templates.AutoEnrollment `json:"auto_enrollment"`
 }
 
 // Explain decides for an account by name, without a ticket and without a request: the same Decide that serving uses.
 func (g *Gateway) Explain(ctx context.Context, principal, template, caName string) (*Explanation, error) {
-	s := g.Directory.Snapshot()
-	if s == nil {
-		return nil, hresult.New(hresult.ServerUnavailable, "the directory has not been read yet")
-	}
-	subject, err := g.Forest.SubjectByName(ctx, principal)
+	in, err := g.explainInput(ctx, principal)
 	if err != nil {
 		return nil, err
 	}
-	ca, err := g.caFor(s, template, caName)
+	return g.explain(in, template, caName)
+}
+
+// ExplainAll is Explain for every template of the forest, in the order of their names.
+func (g *Gateway) ExplainAll(ctx context.Context, principal, caName string) ([]*Explanation, error) {
+	in, err := g.explainInput(ctx, principal)
 	if err != nil {
 		return nil, err
 	}
-	caller := templates.Caller{Principal: principal, SID: subject.SID, Groups: subject.Groups, Machine: subject.Machine}
-	e := &Explanation{Principal: principal, DN: subject.DN, Decision: templates.Decide(templates.Input{
-		Snapshot: s, MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca), Caller: caller, Subject: subject,
-		Template: templates.Reference{Name: template, Major: -1, Minor: -1}, Now: g.now(),
-	})}
-	if t := s.TemplateByName(template); t != nil && !t.EnrolleeSuppliesSubject() { // without names there is nothing to lint
+	var out []*Explanation
+	for _, t := range in.Snapshot.Templates {
+		e, err := g.explain(in, t.Name, caName)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// explainInput looks the account up.
+func (g *Gateway) explainInput(ctx context.Context, principal string) (in templates.Input, err error) {
+	in = templates.Input{Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Now: g.now()}
+	if in.Snapshot == nil {
+		return in, hresult.New(hresult.ServerUnavailable, "the directory has not been read yet")
+	}
+	if in.Subject, err = g.Directory.SubjectByName(ctx, principal); err != nil {
+		return in, err
+	}
+	in.Caller = templates.Caller{Principal: principal, SID: in.Subject.SID, Groups: in.Subject.Groups, Machine: in.Subject.Machine}
+	return in, nil
+}
+
+func (g *Gateway) explain(in templates.Input, template, caName string) (*Explanation, error) {
+	ca, err := g.caFor(in.Snapshot, template, caName)
+	if err != nil {
+		return nil, err
+	}
+	in.Authority, in.Template = g.authority(ca), templates.Reference{Name: template, Major: -1, Minor: -1}
+	e := &Explanation{Principal: in.Caller.Principal, DN: in.Subject.DN, Decision: templates.Decide(in)}
+	if t := in.Snapshot.TemplateByName(template); t != nil && !t.EnrolleeSuppliesSubject() { // without names there is nothing to lint
 		key, err := sampleKey(t)
 		if err != nil {
 			return nil, err
 		}
 		g.lintCertificate(&e.Decision, key)
 	}
-	if t, service := s.TemplateByName(template), s.Service(ca.Name); t != nil && service != nil {
-		e.AutoEnrollNote = templates.AutoEnrollmentHint(t, service, caller)
-		if e.AutoEnrollNote == "" && e.Outcome == templates.Deny {
-			e.AutoEnrollNote = "the client would try and be refused"
+	e.AutoEnrollment = templates.AutoEnrolls(in, &e.Decision)
+	for _, other := range g.CAs {
+		if service := in.Snapshot.Service(other.Name); other != ca && service != nil && service.Offers(template) {
+			e.OtherCAs = append(e.OtherCAs, other.Name)
 		}
-		e.AutoEnrolls = e.AutoEnrollNote == ""
 	}
 	return e, nil
 }
@@ -75,20 +102,30 @@ func (g *Gateway) caFor(s *templates.Snapshot, template, name string) (*CA, erro
 	return g.CAs[0], nil
 }
 
-// sampleKey is a public key as a client would make one for the template.
-func sampleKey(t *templates.Template) (crypto.PublicKey, error) {
-	if strings.HasPrefix(t.AsymmetricAlg, "EC") {
+// The keys that explain makes a certificate for: it is never issued, so that they can be the same every time.
+var (
+	sampleRSA = sync.OnceValues(func() (crypto.PublicKey, error) {
+		key, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			return nil, err
+		}
+		return key.Public(), nil
+	})
+	sampleEC = sync.OnceValues(func() (crypto.PublicKey, error) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			return nil, err
 		}
 		return key.Public(), nil
+	})
+)
+
+// sampleKey is a public key of the kind that a client would make for the template.
+func sampleKey(t *templates.Template) (crypto.PublicKey, error) {
+	if strings.HasPrefix(t.AsymmetricAlg, "EC") {
+		return sampleEC()
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return nil, err
-	}
-	return key.Public(), nil
+	return sampleRSA()
 }
 
 // lintCertificate adds what the linter says of the certificate to the checks of a decision that would issue it.

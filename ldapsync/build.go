@@ -137,4 +137,5 @@ func (b *builder) finish() {
 	})
 	slices.SortFunc(s.Templates, func(a, b *templates.Template) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Services, func(a, b *templates.EnrollmentService) int { return strings.Compare(a.Name, b.Name) })
+	s.Index()
 }

@@ -1,9 +1,12 @@
 package templates
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +24,7 @@ const serverGeneration = 7
 // failure, so that an administrator sees all that is wrong at once.
 func Decide(in Input) Decision {
 	d := Decision{Template: in.Template.String(), CA: in.Authority.Service}
-	c := &checks{}
+	c := &checks{list: make([]Check, 0, 20)}
 	t := findTemplate(in, c)
 	if t == nil {
 		d.Outcome, d.Checks = Deny, c.list
@@ -82,7 +85,7 @@ func findTemplate(in Input, c *checks) *Template {
 	t := byOID
 	switch {
 	case ref.Name != "" && ref.OID != "" && byName != byOID:
-		c.fail(hresult.TemplateConflict, name, "", "the request names two templates: %q and OID %s", ref.Name, ref.OID)
+		c.fail(hresult.TemplateConflict, name, "name one template in the request", "the request names two templates: %q and OID %s", ref.Name, ref.OID)
 		return nil
 	case ref.OID == "":
 		t = byName
@@ -91,7 +94,8 @@ func findTemplate(in Input, c *checks) *Template {
 		c.pass(name, "template %q, schema version %d, version %d.%d", t.Name, t.Schema, t.Major, t.Minor)
 		return t
 	}
-	for object, reason := range s.Unusable {
+	for _, object := range slices.Sorted(maps.Keys(s.Unusable)) {
+		reason := s.Unusable[object]
 		if ref.Name != "" && strings.EqualFold(object, ref.Name) || strings.HasPrefix(strings.ToLower(object), "cn="+strings.ToLower(ref.Name)+",") {
 			c.fail(hresult.UnsupportedCertType, name, "correct the template object", "the template cannot be understood: %s", reason)
 			return nil
@@ -107,7 +111,7 @@ func checkOffered(in Input, t *Template, c *checks) {
 	service := in.Snapshot.Service(a.Service)
 	switch {
 	case a.Configure != "":
-		c.fail(hresult.UnsupportedCertType, "offered", "", "%s", a.Configure)
+		c.fail(hresult.UnsupportedCertType, "offered", "add the CA to the configuration", "%s", a.Configure)
 	case service == nil:
 		c.fail(hresult.UnsupportedCertType, "offered", "publish the CA as a pKIEnrollmentService object in the directory",
 			"the directory has no enrollment service %q", a.Service)
@@ -256,7 +260,7 @@ func checkArchival(in Input, t *Template, c *checks) {
 	switch {
 	case in.Authority.Archival != nil:
 		err := hresult.From(in.Authority.Archival)
-		c.fail(err.Code, name, err.Fix, "keys cannot be archived: %s", err.Text)
+		c.fail(err.Code, name, cmp.Or(err.Fix, "see enrollgate escrow agents list"), "keys cannot be archived: %s", err.Text)
 	case r == nil:
 		c.pass(name, "the private key must be enclosed and will be archived")
 	case renewsSameKey && !r.ArchivedKey && r.KeyInEscrow:
@@ -265,7 +269,7 @@ func checkArchival(in Input, t *Template, c *checks) {
 		c.fail(hresult.ArchivedKeyRequired, name, "enroll with a client that archives keys, such as Windows", "the template demands that the private key is archived, but the request encloses none")
 	case r.RejectArchival != nil:
 		err := hresult.From(r.RejectArchival)
-		c.fail(err.Code, name, err.Fix, "%s", err.Text)
+		c.fail(err.Code, name, cmp.Or(err.Fix, "enroll with a client that encloses the key as Windows does"), "%s", err.Text)
 	default:
 		c.pass(name, "the private key is enclosed and will be archived")
 	}
@@ -273,10 +277,6 @@ func checkArchival(in Input, t *Template, c *checks) {
 
 func checkKey(in Input, t *Template, c *checks) {
 	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.5"
-	if in.Request == nil {
-		return
-	}
-	algorithm, bits := keyStrength(in.Request.PublicKey)
 	want := t.AsymmetricAlg
 	if want == "" {
 		want = "RSA"
@@ -286,9 +286,16 @@ func checkKey(in Input, t *Template, c *checks) {
 	if family, size, ok := strings.Cut(strings.ToUpper(want), "_P"); ok && (family == "ECDSA" || family == "ECDH") {
 		curve = "P-" + size
 	}
-	switch {
-	case !wantRSA && curve == "":
+	if !wantRSA && curve == "" {
 		c.fail(hresult.NotSupported, "key", "choose RSA or an NIST curve in the template", "the template's key algorithm %q is not supported", want)
+		return
+	}
+	if in.Request == nil {
+		c.pass("key", "%s key of at least %d bits", want, t.MinKeySize)
+		return
+	}
+	algorithm, bits := keyStrength(in.Request.PublicKey)
+	switch {
 	case wantRSA != (algorithm == "RSA") || curve != "" && algorithm != curve:
 		c.fail(hresult.KeyLength, "key", fmt.Sprintf("make a key of type %s", want), "the key is %s, the template demands %s", algorithm, want)
 	case bits < t.MinKeySize:
@@ -330,20 +337,4 @@ func checkPublishing(t *Template, c *checks) {
 	if t.EnrollmentFlags&EnrollPublishToKRAContainer != 0 {
 		c.pass("publishing", "the gateway does not write certificates to the KRA container, which the template asks for; agents are designated with enrollgate escrow agents add")
 	}
-}
-
-// AutoEnrollmentHint tells why a client's autoenrollment would not pick the template up by itself, or "".
-func AutoEnrollmentHint(t *Template, service *EnrollmentService, caller Caller) string {
-	_, auto := Rights(t, service, caller)
-	switch {
-	case !auto:
-		return "the account has no AutoEnroll right on the template"
-	case t.EnrollmentFlags&EnrollAutoEnrollment == 0:
-		return "the template does not ask for autoenrollment"
-	case t.EnrolleeSuppliesSubject():
-		return "Windows skips templates whose subject the enrollee supplies"
-	case t.Schema == 1:
-		return "Windows does not autoenroll schema 1 templates"
-	}
-	return ""
 }

@@ -48,6 +48,8 @@ type Snapshot struct {
 
 	// Unusable lists objects that could not be understood, with the reason. A template in it is never served.
 	Unusable map[string]string
+
+	index *index
 }
 
 // Domain is one domain of the forest (crossRef objects).
@@ -73,10 +75,16 @@ type EnrollmentService struct {
 	Templates    []string // names (cn) of the templates that this CA offers
 	Certificates []*x509.Certificate
 	Security     *security.Descriptor
+
+	index *index
 }
 
 // Offers tells whether the CA offers the template with this name.
 func (s *EnrollmentService) Offers(name string) bool {
+	if s.index.isOf(first(s.Templates), len(s.Templates)) {
+		_, ok := s.index.byName[strings.ToLower(name)]
+		return ok
+	}
 	for _, t := range s.Templates {
 		if strings.EqualFold(t, name) {
 			return true
@@ -85,8 +93,51 @@ func (s *EnrollmentService) Offers(name string) bool {
 	return false
 }
 
+// Index makes look-ups by name and OID fast. Call it before the snapshot is shared; a copy with other templates falls back to
+// searching.
+func (s *Snapshot) Index() {
+	s.index = newIndex(first(s.Templates), len(s.Templates))
+	for _, t := range s.Templates {
+		s.index.byName[strings.ToLower(t.Name)] = t
+		if t.OID != "" {
+			s.index.byOID[t.OID] = t
+		}
+	}
+	for _, e := range s.Services {
+		e.index = newIndex(first(e.Templates), len(e.Templates))
+		for _, name := range e.Templates {
+			e.index.byName[strings.ToLower(name)] = nil
+		}
+	}
+}
+
+// index finds the elements of one slice, of which it knows the place: a copy of what it is in may have another.
+type index struct {
+	of     any
+	length int
+	byName map[string]*Template // in lower case
+	byOID  map[string]*Template
+}
+
+func newIndex(of any, length int) *index {
+	return &index{of: of, length: length, byName: map[string]*Template{}, byOID: map[string]*Template{}}
+}
+
+func (x *index) isOf(of any, length int) bool { return x != nil && x.of == of && x.length == length }
+
+// first is the address of a slice's first element; nil where it is empty.
+func first[T any](s []T) *T {
+	if len(s) == 0 {
+		return nil
+	}
+	return &s[0]
+}
+
 // TemplateByName finds a template by its cn, ignoring case as the directory does.
 func (s *Snapshot) TemplateByName(name string) *Template {
+	if s.index.isOf(first(s.Templates), len(s.Templates)) {
+		return s.index.byName[strings.ToLower(name)]
+	}
 	for _, t := range s.Templates {
 		if strings.EqualFold(t.Name, name) {
 			return t
@@ -97,6 +148,9 @@ func (s *Snapshot) TemplateByName(name string) *Template {
 
 // TemplateByOID finds a template by its msPKI-Cert-Template-OID.
 func (s *Snapshot) TemplateByOID(oid string) *Template {
+	if s.index.isOf(first(s.Templates), len(s.Templates)) {
+		return s.index.byOID[oid]
+	}
 	for _, t := range s.Templates {
 		if t.OID == oid {
 			return t
@@ -145,11 +199,27 @@ type Caller struct {
 	SID       security.SID   // the account, from the PAC
 	Groups    []security.SID // from the PAC, plus the well-known ones
 	Machine   bool           // a computer account
+
+	token security.Token // SID and Groups; nil where WithToken was not called
 }
 
 // Token is the caller's whole access token.
 func (c Caller) Token() security.Token {
-	t := security.NewToken(c.Groups...)
-	t[c.SID] = struct{}{}
+	if c.token != nil {
+		return c.token
+	}
+	return newToken(c.SID, c.Groups)
+}
+
+// WithToken returns the caller with its token made ahead of decisions: one of a thousand groups takes longer to make than
+// all that is decided with it. SID and Groups must not change afterwards.
+func (c Caller) WithToken() Caller {
+	c.token = newToken(c.SID, c.Groups)
+	return c
+}
+
+func newToken(sid security.SID, groups []security.SID) security.Token {
+	t := security.NewToken(groups...)
+	t[sid] = struct{}{}
 	return t
 }

@@ -401,7 +401,4 @@ func TestRightsForAPolicyReply(t *testing.T) {
 	if enroll, auto := Rights(tmpl, service, other); enroll || auto {
 		t.Errorf("another account has enroll %t, autoenroll %t", enroll, auto)
 	}
-	if hint := AutoEnrollmentHint(tmpl, service, other); !strings.Contains(hint, "AutoEnroll") {
-		t.Errorf("hint %q", hint)
-	}
 }

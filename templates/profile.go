@@ -41,7 +41,7 @@ const (
 
 // buildProfile fills in what the certificate will say. Where a required datum is missing it adds a failed check.
 func buildProfile(in Input, t *Template, c *checks) CertificateProfile {
-	p := CertificateProfile{Template: t.Name, TemplateOID: t.OID}
+	p := CertificateProfile{Template: t.Name, TemplateOID: t.OID, Extensions: make([]Extension, 0, 10)}
 	addNames(in, t, c, &p)
 	addSID(in, t, c, &p)
 	addTemplateExtension(t, &p)
@@ -114,7 +114,7 @@ func addSID(in Input, t *Template, c *checks, p *CertificateProfile) {
 	}
 	onBehalf := in.Request != nil && in.Request.RequestorName != ""
 	if in.Subject.SID == "" || in.Caller.SID != in.Subject.SID && !onBehalf {
-		c.fail(hresult.AccessDenied, "sid", "", "the SID in the ticket (%s) is not that of the directory object (%s)", in.Caller.SID, in.Subject.SID)
+		c.fail(hresult.AccessDenied, "sid", "log on again; if that does not help, two domains have an account of this name", "the SID in the ticket (%s) is not that of the directory object (%s)", in.Caller.SID, in.Subject.SID)
 		return
 	}
 	var b cryptobyte.Builder
@@ -253,7 +253,7 @@ func mustOID(s string) asn1.ObjectIdentifier {
 }
 
 func parseOID(s string) (asn1.ObjectIdentifier, error) {
-	var oid asn1.ObjectIdentifier
+	oid := make(asn1.ObjectIdentifier, 0, strings.Count(s, ".")+1)
 	for arc := range strings.SplitSeq(s, ".") {
 		n, err := strconv.Atoi(arc)
 		if err != nil {

@@ -149,7 +149,5 @@ func agentAllowed(in Input, t *Template) bool {
 
 // token is the access token of an account of which the directory listed the groups.
 func (s *Subject) token() security.Token {
-	t := security.NewToken(s.Groups...)
-	t[s.SID] = struct{}{}
-	return t
+	return newToken(s.SID, s.Groups)
 }

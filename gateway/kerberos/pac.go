@@ -52,7 +52,7 @@ func callerOf(part messages.EncTicketPart, key types.EncryptionKey) (templates.C
 		account = part.CName.PrincipalNameString()
 	}
 	caller.Machine = strings.HasSuffix(account, "$")
-	return caller, nil
+	return caller.WithToken(), nil
 }
 
 // noUsablePAC is the refusal of a proven client about whom the ticket does not say enough.

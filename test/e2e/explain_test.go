@@ -29,7 +29,7 @@ func TestExplainSaysWhatServingDoes(t *testing.T) {
 		{"WS1$", "LabUserAuth", templates.Deny, "account", false},
 		{"helpdesk", "LabWebServer", templates.Pend, "", false},
 		{"alice", "LabVulnESC1", templates.Deny, "understood", false},
-		{"alice", "LabOnBehalf", templates.Deny, "understood", false},
+		{"alice", "LabOnBehalf", templates.Allow, "", false},
 		{"alice", "User", templates.Deny, "offered", false},
 		{"alice", "Nonsense", templates.Deny, "template", false},
 	} {
@@ -39,8 +39,8 @@ func TestExplainSaysWhatServingDoes(t *testing.T) {
 				t.Fatal(err)
 			}
 			failed := slices.IndexFunc(e.Checks, func(k templates.Check) bool { return !k.Pass })
-			if e.Outcome != c.outcome || e.AutoEnrolls != c.auto || (failed >= 0) != (c.check != "") {
-				t.Errorf("outcome %s, autoenrolls %t (%s): %+v", e.Outcome, e.AutoEnrolls, e.AutoEnrollNote, e.Checks)
+			if e.Outcome != c.outcome || e.AutoEnrollment.Enrolls != c.auto || (failed >= 0) != (c.check != "") {
+				t.Errorf("outcome %s, autoenrolls %t (%q): %+v", e.Outcome, e.AutoEnrollment.Enrolls, e.AutoEnrollment.Skips, e.Checks)
 			}
 			if failed >= 0 && (e.Checks[failed].Name != c.check || e.Checks[failed].Reason == "") {
 				t.Errorf("first failed check %+v, want %q", e.Checks[failed], c.check)
