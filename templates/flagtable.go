@@ -21,6 +21,7 @@ type Flag struct {
 	Spec      string `json:"spec"` // [MS-CRTD] where the flag is defined, [MS-WCCE] where a CA processes it
 	Effect    Effect `json:"effect"`
 	Does      string `json:"does"`
+	Test      string `json:"test"` // the test that proves it
 }
 
 // The names of the flag attributes.
@@ -50,7 +51,7 @@ func AllFlags() []Flag {
 			if f.Spec != "" {
 				f.Spec = "; " + f.Spec
 			}
-			f.Spec = g.spec + f.Spec
+			f.Spec, f.Test = g.spec+f.Spec, testFlags
 			out = append(out, f)
 		}
 	}

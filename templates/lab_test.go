@@ -303,7 +303,8 @@ func TestTheProfileIsComplete(t *testing.T) {
 	in := f.as(t, "alice", "Alice Archer", "LabUserSMIME", "SMIME Users")
 	in.Request.ArchivedKey = true
 	in.Request.Subject = mustName(t, "CN", "Administrator") // must not be looked at
-	in.Request.Extensions = []Extension{{OID: oidSAN, Value: []byte{0x30, 0}}, {OID: oidSIDExtension, Value: []byte("S-1-5-21-1-2-3-500")}}
+	in.Request.Extensions = []Extension{{OID: oidSAN, Value: []byte{0x30, 0}}, {OID: oidSIDExtension, Value: []byte("S-1-5-21-1-2-3-500")},
+		{OID: oidAppPolicies, Value: oidSequence([]string{oidClientAuth}, true)}, {OID: oidEKU, Value: oidSequence([]string{oidAnyPurpose}, false)}}
 	d := Decide(in)
 	if d.Outcome != Allow || !d.Archive {
 		t.Fatalf("%+v", d)

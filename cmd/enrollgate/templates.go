@@ -46,19 +46,31 @@ func (a *app) templatesCommand() *cobra.Command {
 		},
 	}
 	flags := &cobra.Command{
-		Use: "flags", Short: "List every flag that a template can have, and what it does here", Args: exactArgs(),
+		Use: "flags", Short: "List every flag and attribute that a template can have, and every rule of a CA, and what is done here", Args: exactArgs(),
 		RunE: func(*cobra.Command, []string) error {
-			all := templates.AllFlags()
-			return a.print(all, func(w *tabwriter.Writer) {
-				row(w, "ATTRIBUTE", "BIT", "FLAG", "EFFECT", "WHAT IT DOES HERE", "SPECIFICATION")
-				for _, f := range all {
-					row(w, f.Attribute, fmt.Sprintf("0x%08X", f.Bit), f.Name, f.Effect, f.Does, f.Spec)
+			flags, attributes, rules := templates.AllFlags(), templates.AttributeRules(), templates.ProcessingRules()
+			return a.print(map[string]any{"flags": flags, "attributes": attributes, "rules": rules}, func(w *tabwriter.Writer) {
+				row(w, "ATTRIBUTE", "BIT", "FLAG", "EFFECT", "WHAT IT DOES HERE", "SPECIFICATION", "TEST")
+				for _, f := range flags {
+					row(w, f.Attribute, fmt.Sprintf("0x%08X", f.Bit), f.Name, f.Effect, f.Does, f.Spec, f.Test)
 				}
+				showRules(w, "OTHER ATTRIBUTE", attributes)
+				showRules(w, "RULE OF A CA", rules)
 			})
 		},
 	}
 	cmd.AddCommand(list, show, flags)
 	return cmd
+}
+
+// showRules draws a table of its own: its columns have nothing to do with those of the one above.
+func showRules(w *tabwriter.Writer, title string, rules []templates.Rule) {
+	w.Flush()
+	row(w)
+	row(w, title, "WHAT IS DONE HERE", "SPECIFICATION", "TEST")
+	for _, r := range rules {
+		row(w, r.Name, r.Does, r.Spec, r.Test)
+	}
 }
 
 type templateRow struct {
