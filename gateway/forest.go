@@ -14,6 +14,15 @@ import (
 
 // newForest prepares the connection to the directory.
 func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Directory, error) {
+	c, err := DirectoryConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return ldapsync.New(c, log.WithField("part", "directory"))
+}
+
+// DirectoryConfig is how the gateway connects to the directory.
+func DirectoryConfig(cfg *config.Config) (ldapsync.Config, error) {
 	d := cfg.Directory
 	c := ldapsync.Config{
 		Servers: d.Servers, Domain: d.Domain, Site: d.Site, StartTLS: d.StartTLS, CAFile: d.CAFile,
@@ -24,13 +33,13 @@ func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Directory,
 	case "simple":
 		password, err := d.Bind.Password.Read()
 		if err != nil {
-			return nil, fmt.Errorf("directory.bind.password: %w", err)
+			return c, fmt.Errorf("directory.bind.password: %w", err)
 		}
 		c.Auth = ldapsync.Auth{Method: ldapsync.Simple, User: d.Bind.User, Password: string(password)}
 	default:
 		c.Auth = ldapsync.Auth{Method: ldapsync.GSSAPI, Principal: d.Bind.Principal, Keytab: d.Bind.Keytab, Krb5Conf: d.Krb5Conf}
 	}
-	return ldapsync.New(c, log.WithField("part", "directory"))
+	return c, nil
 }
 
 // ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.

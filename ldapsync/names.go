@@ -14,6 +14,12 @@ import (
 // namesAtOnce is how many SIDs one search asks for: controllers limit the size of a filter.
 const namesAtOnce = 50
 
+// wellKnownSIDs are those that wellKnown has names for.
+func wellKnownSIDs() []security.SID {
+	return []security.SID{security.Everyone, "S-1-3-0", security.OwnerRights, security.Network, "S-1-5-7", "S-1-5-9", "S-1-5-10",
+		security.AuthenticatedUsers, security.ThisOrganization, "S-1-5-18", "S-1-18-1"}
+}
+
 // wellKnown are SIDs that no object of the domain has ([MS-DTYP] 2.4.2.4).
 func wellKnown(sid security.SID) string {
 	switch sid {

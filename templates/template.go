@@ -302,6 +302,9 @@ func (t *Template) setRAProperty(r *attributeReader, name, kind, value string) {
 	}
 }
 
+// IsOID tells whether s is a dotted object identifier that a template can hold.
+func IsOID(s string) bool { return isOID(s) }
+
 // isOID tells whether s is a dotted object identifier whose arcs fit 32 bits, as XCEP clients require.
 func isOID(s string) bool {
 	arcs := strings.Split(s, ".")

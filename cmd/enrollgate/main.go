@@ -1,7 +1,7 @@
 // Command enrollgate is the certificate enrollment gateway and everything an administrator needs around it.
 //
 // Each command prints a table for people, or JSON with --output json. Exit codes: 0 done, 1 failed, 2 wrong usage,
-// 3 refused (a request that policy denies, a recovery that is not allowed), 4 pending.
+// 3 refused (a request that policy denies, a recovery that is not allowed), 4 pending, 5 changes (that a plan found).
 package main
 
 import (
@@ -21,6 +21,7 @@ const (
 	exitUsage   = 2
 	exitRefused = 3
 	exitPending = 4
+	exitChanges = 5
 )
 
 // exitError carries an exit code; a nil cause means that everything was printed already.

@@ -60,6 +60,7 @@ func (a *app) templatesCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(list, show, flags)
+	cmd.AddCommand(a.gitopsCommands()...)
 	return cmd
 }
 

@@ -217,13 +217,18 @@ func octetsOf(der []byte) []byte {
 
 // named returns what an OID stands for, or the OID.
 func named(oid string) string {
-	if name := wcce.OIDName(oid); name != "" {
-		return name
-	}
-	if name, ok := otherNames[oid]; ok {
+	if name := OIDName(oid); name != "" {
 		return name
 	}
 	return oid
+}
+
+// OIDName returns what an OID stands for, or "".
+func OIDName(oid string) string {
+	if name := wcce.OIDName(oid); name != "" {
+		return name
+	}
+	return otherNames[oid]
 }
 
 // otherNames are those of signature algorithms and purposes, which no message format depends on.

@@ -37,6 +37,7 @@ type ACE struct {
 	Inherited    GUID
 	SID          SID    // the trustee
 	Problem      string // "unknown type 0x09", or what is wrong with the body
+	Raw          string `json:"-"` // the octets of an ACE with a Problem, header included, so that it can be written again
 }
 
 // ACE types that are understood ([MS-DTYP] 2.4.4.1).
@@ -193,7 +194,7 @@ func parseACEs(acl []byte) ([]ACE, error) {
 		}
 		ace := ACE{Type: rest[0], Flags: rest[1]}
 		if err := ace.parseBody(rest[aceHeaderSize:size], acl[0]); err != nil {
-			ace = ACE{Type: ace.Type, Flags: ace.Flags, Problem: err.Error()}
+			ace = ACE{Type: ace.Type, Flags: ace.Flags, Problem: err.Error(), Raw: string(rest[:size])}
 		}
 		aces = append(aces, ace)
 		rest = rest[size:]

@@ -1,0 +1,56 @@
+package manifest
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Unified shows a plan as unified diffs, one per object: what the directory has, and what the file makes of it.
+func (p *Plan) Unified() string {
+	var b strings.Builder
+	for _, d := range p.Differences {
+		what := map[string]string{"template": "template", "oid": "OID object", "ca": "enrollment service"}[d.Kind]
+		old := fmt.Sprintf("directory: %s %s", what, d.Object)
+		if d.Create {
+			old = "directory: nothing"
+		}
+		fmt.Fprintf(&b, "--- %s\n+++ %s: %s %s\n", old, d.File, what, d.Name)
+		for _, c := range d.Changes {
+			fmt.Fprintf(&b, "@@ %s @@\n", c.Key)
+			for _, line := range diffLines(c.Old, c.New) {
+				b.WriteString(line + "\n")
+			}
+		}
+	}
+	return b.String()
+}
+
+// diffLines marks the lines of a longest common subsequence with " ", the others with "-" and "+".
+func diffLines(old, new []string) (out []string) {
+	common := make([][]int, len(old)+1) // lengths for the rests from i and j
+	for i := range common {
+		common[i] = make([]int, len(new)+1)
+	}
+	for i := len(old) - 1; i >= 0; i-- {
+		for j := len(new) - 1; j >= 0; j-- {
+			if common[i][j] = max(common[i+1][j], common[i][j+1]); old[i] == new[j] {
+				common[i][j] = common[i+1][j+1] + 1
+			}
+		}
+	}
+	i, j := 0, 0
+	for i < len(old) || j < len(new) {
+		switch {
+		case i < len(old) && j < len(new) && old[i] == new[j]:
+			out = append(out, " "+old[i])
+			i, j = i+1, j+1
+		case i < len(old) && (j == len(new) || common[i+1][j] >= common[i][j+1]):
+			out = append(out, "-"+old[i])
+			i++
+		default:
+			out = append(out, "+"+new[j])
+			j++
+		}
+	}
+	return out
+}
