@@ -36,7 +36,8 @@ func recorded(t testing.TB) *Forest {
 		dn := a.First("dn")
 		delete(a, "dn")
 		if sid, err := security.ParseSID([]byte(a.First("objectSid"))); err == nil {
-			f.Names[sid] = `LAB\` + a.First("cn")
+			cn, _, _ := strings.Cut(strings.TrimPrefix(dn, "CN="), ",")
+			f.Names[sid] = `LAB\` + cn
 		}
 		if strings.Contains(dn, ",CN=Certificate Templates,") {
 			f.Templates = append(f.Templates, Object{dn, a})
@@ -45,6 +46,15 @@ func recorded(t testing.TB) *Forest {
 			}
 		}
 	}
+	for sid := range f.Names {
+		if i := strings.LastIndexByte(string(sid), '-'); strings.HasPrefix(string(sid), "S-1-5-21-") {
+			for rid, name := range map[string]string{"512": "Domain Admins", "513": "Domain Users", "515": "Domain Computers", "519": "Enterprise Admins"} {
+				f.Names[sid[:i]+security.SID("-"+rid)] = `LAB\` + name
+			}
+			break
+		}
+	}
+	f.Names[security.AuthenticatedUsers] = `NT AUTHORITY\Authenticated Users`
 	f.Services = []Service{ca}
 	if len(f.Templates) < 10 {
 		t.Fatalf("%d templates", len(f.Templates))
@@ -100,4 +110,45 @@ func (f *Forest) without(name string) *Forest {
 		g.Services[i].Templates = slices.DeleteFunc(slices.Clone(g.Services[i].Templates), func(v string) bool { return v == name })
 	}
 	return &g
+}
+
+// minimal is the least that a new template needs, without its name.
+const minimal = `display_name: New Template
+schema: 2
+flags: [MACHINE_TYPE]
+enrollment_flags: [AUTO_ENROLLMENT]
+private_key_flags: []
+name_flags: [SUBJECT_ALT_REQUIRE_DNS]
+validity: 90d
+renewal: 3w
+key_usage: [digitalSignature]
+extended_key_usage: [1.3.6.1.5.5.7.3.2]
+acl:
+  - allow read, enroll for LAB\Domain Computers
+`
+
+// odd is a template of which nothing has a plain readable form.
+func odd() Object {
+	d := security.Descriptor{Owner: "S-1-5-18", HasDACL: true, DACL: []security.ACE{
+		{Type: security.ACEAllow, Flags: security.ACEContainerInherit | security.ACEInheritOnly, Mask: 0x20094, SID: "S-1-3-0"},
+		{Type: security.ACEDeny, Mask: 0x00800100, SID: "S-1-1-0"},
+		{Type: security.ACEAllowObject, Mask: 0x10, HasObject: true, Object: security.GUID{1, 2, 3}, SID: "S-1-5-11"},
+		{Type: security.ACEAllowObject, Mask: 0x100, HasInherited: true, Inherited: security.GUID{4}, SID: "S-1-5-11"},
+		{Type: 9, Problem: "unknown type 0x09", Raw: "\x09\x00\x08\x00artx"},
+		{Type: security.ACEAllow, Flags: security.ACEInherited, Mask: 0xF01FF, SID: "S-1-5-18"},
+	}}
+	a := templates.Attributes{}
+	for name, values := range map[string][]string{
+		"cn": {"Odd"}, "displayName": {"tab\there"}, "flags": {"-2147483615"}, "msPKI-Private-Key-Flag": {"16777472", "1"},
+		"msPKI-Enrollment-Flag": {"not a number"}, "msPKI-Certificate-Name-Flag": {"0"}, "revision": {"3"},
+		"pKIExpirationPeriod": {"\x00\x00\x00\x00\x00\x00\x00\x80"}, "pKIOverlapPeriod": {"\xff\xff\xff\xff\xff\xff\xff\xff"},
+		"pKIKeyUsage": {"\x86"}, "pKIDefaultCSPs": {"2,Two", "5,Five", "None"}, "pKIExtendedKeyUsage": {"1.2.3", "no oid"},
+		"msPKI-RA-Application-Policies": {"a`BLOB`x`"}, "msPKI-RA-Policies": {"2.5.29.32.0"}, "msPKI-Supersede-Templates": {"B", "A: b #c"},
+		"description": {"base64:x", "on", "\xff\x00"}, "showInAdvancedViewOnly": {"FALSE"}, "nTSecurityDescriptor": {string(d.Bytes())},
+	} {
+		for _, v := range values {
+			a[strings.ToLower(name)] = append(a[strings.ToLower(name)], []byte(v))
+		}
+	}
+	return Object{"CN=Odd,CN=Certificate Templates", a}
 }

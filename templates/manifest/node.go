@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"unicode"
 
 	"github.com/goccy/go-yaml"
@@ -159,8 +160,12 @@ func lines(v any) []string {
 	return []string{fmt.Sprint(v)}
 }
 
-// plain tells whether text can stand in YAML and in a terminal as it is.
+// plain tells whether text can stand in YAML and in a terminal as it is. The library does not quote a question mark, which
+// begins a key there.
 func plain(text string) bool {
+	if strings.HasPrefix(text, "?") {
+		return false
+	}
 	for _, r := range text {
 		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
 			return false

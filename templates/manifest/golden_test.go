@@ -1,0 +1,63 @@
+package manifest
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: run go test -update and review. Got:\n%s", path, got)
+	}
+}
+
+func TestTheTextOfTemplates(t *testing.T) {
+	f := recorded(t)
+	for _, name := range []string{"User", "LabUserSMIME", "LabWebServer", "LabOnBehalf", "LabV4"} {
+		text, err := Export(f, f.Template(name), func(oid string) string {
+			return map[string]string{"1.3.6.1.5.5.7.3.2": "client authentication"}[oid]
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, name+".yaml", string(text))
+	}
+}
+
+func TestTheTextOfWhatIsHardToSay(t *testing.T) {
+	golden(t, "Odd.yaml", export(t, &Forest{Templates: []Object{odd()}}, "Odd"))
+}
+
+func TestTheTextOfAPlan(t *testing.T) {
+	f := recorded(t)
+	p := plan(t, f, `
+template: LabUserSMIME
+display_name: S/MIME
+validity: 2y
+private_key_flags: [REQUIRE_PRIVATE_KEY_ARCHIVAL, minimum CA version 2, minimum client version 1]
+supersedes: [User]
+acl:
+  - allow full for LAB\Domain Admins
+  - deny enroll for LAB\Domain Computers
+  - allow read, enroll, autoenroll for LAB\SMIME Users
+offered_by: []
+`)
+	golden(t, "changes.diff", p.Unified())
+	p = plan(t, f, "template: New\n"+minimal)
+	golden(t, "new.diff", p.Unified())
+}
