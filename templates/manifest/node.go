@@ -143,6 +143,9 @@ func lines(v any) []string {
 	case nil:
 		return nil
 	case []string:
+		if len(v) == 0 {
+			return []string{"[]"}
+		}
 		return v
 	case yaml.MapSlice:
 		var out []string

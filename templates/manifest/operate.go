@@ -93,10 +93,29 @@ func (p *planner) validate(t *target) error {
 		}
 		return t.m.errorAt(key, "the result would not be a template that can be served: %v", err)
 	}
+	warn := func(format string, args ...any) {
+		p.plan.Warnings = append(p.plan.Warnings, fmt.Sprintf("%s: template %q ", t.m.File, t.m.Name)+fmt.Sprintf(format, args...))
+	}
 	for _, reason := range templates.Unsupported(parsed) {
-		p.plan.Warnings = append(p.plan.Warnings, fmt.Sprintf("%s: template %q is not served by the gateway: %s", t.m.File, t.m.Name, reason))
+		warn("is not served by the gateway: %s", reason)
+	}
+	if t.m.acl != nil && t.m.acl.denyAfterAllow() {
+		warn("has a deny entry after an allow entry: the first that applies decides, and Windows' editors want deny entries first")
 	}
 	return nil
+}
+
+// denyAfterAllow tells whether the list is not in the order that Windows calls canonical.
+func (l *acl) denyAfterAllow() bool {
+	allow := false
+	for i := range l.aces {
+		a := &l.aces[i]
+		if a.Problem == "" && !a.Allows() && allow {
+			return true
+		}
+		allow = allow || a.Allows()
+	}
+	return false
 }
 
 // offers lists the differences of CAs.

@@ -184,7 +184,7 @@ func (t *target) secure(names map[security.SID]string) error {
 	}
 	if was := aclOf(old); m.acl != nil && (t.old == nil || !m.acl.equal(was)) {
 		d.DACL, d.HasDACL = m.acl.aces, !m.acl.none
-		part(partDACL, keyACL, was.lines(names), m.acl.lines(names))
+		part(partDACL, keyACL, lines(was.lines(names)), lines(m.acl.lines(names)))
 	} else {
 		d.DACL = explicit(&d) // the directory adds the inherited ones
 	}

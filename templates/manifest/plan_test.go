@@ -32,7 +32,7 @@ func TestOnlyWhatADocumentHasIsChanged(t *testing.T) {
 		"version: '=100.2'":                      {"template version: 100.4 → 100.2"},
 		"providers: []":                          {"template version: 100.4 → 100.5", "template providers: Microsoft Enhanced Cryptographic Provider v1.0,Microsoft Base Cryptographic Provider v1.0 → "},
 		"display_name: ''":                       {"template version: 100.4 → 100.5", "template display_name: Lab User Auth → "},
-		"enrollment_flags: []":                   {"template version: 100.4 → 100.5", "template enrollment_flags: AUTO_ENROLLMENT → "},
+		"enrollment_flags: []":                   {"template version: 100.4 → 100.5", "template enrollment_flags: AUTO_ENROLLMENT → []"},
 		"enrollment_flags: [0x20]":               nil,
 		"offered_by: []":                         {"ca certificateTemplates: LabUserAuth → "},
 		"offered_by: [lab issuing ca]":           nil,
