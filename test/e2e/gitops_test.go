@@ -149,7 +149,7 @@ func TestATemplateThatWasDeletedIsMadeAgainAsItWas(t *testing.T) {
 }
 
 const newTemplate = `
-template: GitOps, Web #1
+template: 'GitOps, Web #1'
 display_name: Web servers of team 1
 schema: 3
 flags: [MACHINE_TYPE, ADD_TEMPLATE_NAME]
@@ -178,7 +178,7 @@ func TestATemplateFromYAMLIsServed(t *testing.T) {
 	g := newGitops(t)
 	w := world.Start(t)
 	t.Cleanup(func() {
-		g.run(t, 0, "apply", "--yes", g.write(t, "gone.yaml", "template: GitOps, Web #1\noffered_by: []\n"))
+		g.run(t, 0, "apply", "--yes", g.write(t, "gone.yaml", "template: 'GitOps, Web #1'\noffered_by: []\n"))
 		deleteObjects(t, "(|(cn=GitOps, Web #1)(displayName=Web servers of team 1))")
 	})
 	file := g.write(t, "new.yaml", newTemplate)
@@ -197,7 +197,7 @@ func TestATemplateFromYAMLIsServed(t *testing.T) {
 
 	// The same, as tools see it that nobody here wrote.
 	text := strings.Join(stored(t, "(cn=GitOps, Web #1)"), "\n")
-	for _, want := range []string{"revision: 100", "flags: 576", "msPKI-Template-Schema-Version: 3", "pKIKeyUsage:: oAA=", "pKIExpirationPeriod:: AICWCPG5",
+	for _, want := range []string{"revision: 100", "flags: 576", "msPKI-Template-Schema-Version: 3", "pKIKeyUsage:: oAA=", "pKIExpirationPeriod:: AIDSFke5//8=",
 		"pKIDefaultCSPs: 1,Microsoft Software Key Storage Provider", "msPKI-RA-Application-Policies: msPKI-Asymmetric-Algorithm`PZPWSTR`RSA`msPKI-Hash-Algorithm`PZPWSTR`SHA256`msPKI-Key-Usage`DWORD`16777215`"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
@@ -208,7 +208,7 @@ func TestATemplateFromYAMLIsServed(t *testing.T) {
 		t.Errorf("the OID %s is not registered", oid)
 	}
 	dacl := sambaACL(t, "CN=GitOps\\, Web #1,CN=Certificate Templates,"+pkiBase())
-	for _, want := range []string{"D:P", "(A;;LCRPLORC;;;AU)", "(OA;;CR;0e10c968-78fb-11d2-90d4-00c04f79dc55;;DC)", "(OA;;CR;a05b8cc2-17bc-4802-a710-e7c15ab866a2;;DC)", "(A;;CCDCLCSWRPWPDTLOSDRCWDWO;;;EA)"} {
+	for _, want := range []string{"D:P", "(A;;RPLCLORC;;;AU)", "(OA;;CR;0e10c968-78fb-11d2-90d4-00c04f79dc55;;DC)", "(OA;;CR;a05b8cc2-17bc-4802-a710-e7c15ab866a2;;DC)", "(A;;RPWPCCDCLCLORCWOWDSDDTSW;;;EA)"} {
 		if !strings.Contains(dacl, want) {
 			t.Errorf("no %q in %s", want, dacl)
 		}
@@ -218,8 +218,8 @@ func TestATemplateFromYAMLIsServed(t *testing.T) {
 // sambaACL is the descriptor in the words of samba-tool.
 func sambaACL(t *testing.T, dn string) string {
 	t.Helper()
-	out, err := exec.Command("samba-tool", "dsacl", "get", "--objectdn="+dn, "-H", world.Env("LAB_LDAP_URL"),
-		"-U", "Administrator%"+world.Env("LAB_PASSWORD"), "--use-kerberos=required").CombinedOutput()
+	lab := world.Env("LAB_DIR")
+	out, err := exec.Command("samba-tool", "dsacl", "get", "--objectdn="+dn, "-s", lab+"/smb.conf", "-H", lab+"/private/sam.ldb").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
