@@ -149,26 +149,30 @@ func (g *gitops) export(ctx context.Context, names []string, dir string) error {
 			}
 		}
 		var out []exported
+		var errs error // one template that cannot be written does not keep the others back
 		for _, name := range names {
-			t := f.Template(name)
-			if t == nil {
-				return fmt.Errorf("the forest has no template %q", name)
-			}
-			text, err := manifest.Export(f, t, inspect.OIDName)
+			e, err := exportOne(f, name, dir)
 			if err != nil {
-				return err
-			}
-			e := exported{Name: t.Name(), YAML: string(text)}
-			if dir != "" {
-				e = exported{Name: t.Name(), File: filepath.Join(dir, url.PathEscape(t.Name())+".yaml")}
-				if err := writeChanged(e.File, text); err != nil {
-					return err
-				}
+				errs = errors.Join(errs, err)
+				continue
 			}
 			out = append(out, e)
 		}
-		return g.printExport(out)
+		return errors.Join(g.printExport(out), errs)
 	})
+}
+
+func exportOne(f *manifest.Forest, name, dir string) (exported, error) {
+	t := f.Template(name)
+	if t == nil {
+		return exported{}, fmt.Errorf("the forest has no template %q", name)
+	}
+	text, err := manifest.Export(f, t, inspect.OIDName)
+	if err != nil || dir == "" {
+		return exported{Name: t.Name(), YAML: string(text)}, err
+	}
+	path := filepath.Join(dir, url.PathEscape(t.Name())+".yaml")
+	return exported{Name: t.Name(), File: path}, writeChanged(path, text)
 }
 
 func (g *gitops) printExport(out []exported) error {

@@ -22,7 +22,8 @@ const noACL = "no access control list: everybody may do everything"
 const hexPrefix = "hex:"
 
 // maskNames are words for bits of an access mask ([MS-ADTS] 5.1.3.2). The first two are what a template's access control
-// list usually has; "full" does not include the extended rights, so an administrator with it alone cannot enroll.
+// list usually has; "full" does not include the extended rights, so an administrator with it alone cannot enroll. Generic
+// rights have no word: the directory replaces them by others when they are written.
 var maskNames = []struct {
 	mask uint32
 	name string
@@ -31,8 +32,7 @@ var maskNames = []struct {
 	{security.MaskWriteProperty, "write"}, {security.MaskReadProperty, "read-properties"}, {security.MaskList, "list"}, {0x80, "list-object"},
 	{security.MaskReadControl, "read-permissions"}, {security.MaskWriteDACL, "change-permissions"}, {security.MaskWriteOwner, "take-ownership"},
 	{security.MaskDelete, "delete"}, {0x40, "delete-tree"}, {security.MaskCreateChild, "create-child"}, {security.MaskDeleteChild, "delete-child"},
-	{security.MaskSelf, "write-validated"}, {security.MaskControlAccess, "extended-rights"}, {security.MaskGenericAll, "generic-all"},
-	{security.MaskGenericWrite, "generic-write"}, {0x80000000, "generic-read"}, {0x20000000, "generic-execute"},
+	{security.MaskSelf, "write-validated"}, {security.MaskControlAccess, "extended-rights"},
 }
 
 const (

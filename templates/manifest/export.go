@@ -14,6 +14,9 @@ import (
 // Export writes one template as a YAML document that says everything about it. comment finds words for an object
 // identifier, or "". An empty value is written where leaving the key out would give a new template something else.
 func Export(f *Forest, o *Object, comment func(oid string) string) ([]byte, error) {
+	if err := nameError(node{text: o.Name()}); err != nil {
+		return nil, fmt.Errorf("object %q: %w", o.DN, err)
+	}
 	e := &exporter{comments: yaml.CommentMap{}, comment: comment, left: maps.Clone(o.Attributes)}
 	for _, name := range owned {
 		if name == "showinadvancedviewonly" && o.Attributes.First(name) != "TRUE" && len(o.Attributes[name]) > 0 {

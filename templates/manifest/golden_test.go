@@ -4,7 +4,10 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/enrollgate/enrollgate/templates/security"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -60,4 +63,21 @@ offered_by: []
 	golden(t, "changes.diff", p.Unified())
 	p = plan(t, f, "template: New\n"+minimal)
 	golden(t, "new.diff", p.Unified())
+}
+
+func TestTheReadmesExampleIsATemplate(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	f := recorded(t)
+	for sid, name := range map[security.SID]string{"S-1-5-21-1-1-1-519": `CORP\Enterprise Admins`, "S-1-5-21-1-1-1-1105": `CORP\Web Servers`} {
+		f.Names[sid] = name
+	}
+	f.Services = append(f.Services, Service{DN: "CN=Corp Issuing CA", Name: "Corp Issuing CA"})
+	if p := plan(t, f, example); !ok || len(p.Differences) != 3 || len(p.Warnings) > 0 {
+		t.Errorf("%s\n%v", p.Unified(), p.Warnings)
+	}
 }

@@ -324,6 +324,38 @@ description: written by hand
 	}
 }
 
+func TestAnyAccountThatReadsCanPlan(t *testing.T) {
+	g := newGitops(t)
+	dir := t.TempDir()
+	g.run(t, 0, "export", "--dir", dir)
+	_, config := world.Prepare(t, "")
+	for name, as := range map[string][]string{
+		"a keytab":              {"--server", world.Env("LAB_LDAP_URL"), "--bind-principal", "alice@LAB.TEST", "--keytab", world.Env("LAB_KEYTAB_ALICE")},
+		"the gateway's account": {"--config", config},
+		"an administrator, by the gateway's configuration": append([]string{"--config", config}, g.as[2:]...),
+	} {
+		other := *g
+		other.as = as
+		if out := other.run(t, 0, "plan", dir); !strings.Contains(out, "no changes") {
+			t.Errorf("%s: %s", name, out)
+		}
+	}
+}
+
+// The directory adds entries from the container above: they are its own, and no difference.
+func TestAnAccessControlListThatInherits(t *testing.T) {
+	g := newGitops(t)
+	restore(t, g, "LabV4")
+	file := g.write(t, "inherits.yaml", "template: LabV4\nacl_inherits: true\n")
+	g.run(t, 0, "apply", "--yes", file)
+	if dacl := sambaACL(t, "CN=LabV4,CN=Certificate Templates,"+pkiBase()); !strings.Contains(dacl, "D:AI(") || !strings.Contains(dacl, "ID;") {
+		t.Error(dacl)
+	}
+	if out := g.run(t, 0, "plan", g.write(t, "all.yaml", g.run(t, 0, "export", "LabV4"))); !strings.Contains(out, "no changes") {
+		t.Error(out)
+	}
+}
+
 func TestMistakesInFilesStopBeforeAnythingIsWritten(t *testing.T) {
 	g := newGitops(t)
 	before := stored(t, "(objectClass=*)")
