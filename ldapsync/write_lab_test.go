@@ -111,6 +111,27 @@ func TestTheDirectoryRefusesWhatComparesWithAnOldTemplate(t *testing.T) {
 	}
 }
 
+// What a CA offers is one value more or less: other values may come and go meanwhile, this one not.
+func TestWhatACAOffersIsChangedValueByValue(t *testing.T) {
+	d := open(t, administrator())
+	t.Cleanup(func() {
+		again := open(t, administrator())
+		apply(t, again, "template: User\noffered_by: []\n---\ntemplate: LabV4\noffered_by: [LAB Issuing CA]\n")
+	})
+	mine := planFor(t, d, "template: User\noffered_by: [LAB Issuing CA]\n")
+	same := planFor(t, d, "template: User\noffered_by: [LAB Issuing CA]\n")
+	apply(t, d, "template: LabV4\noffered_by: []\n")
+	if _, err := d.Apply(still(t), mine); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Apply(still(t), same); !errors.Is(err, ErrChanged) {
+		t.Error(err)
+	}
+	if ca := refresh(t, d).Service("LAB Issuing CA"); !ca.Offers("User") || ca.Offers("LabV4") || !ca.Offers("LabUserAuth") {
+		t.Error(ca.Templates)
+	}
+}
+
 const partialTemplate = `template: PartialTest
 display_name: Partial Test
 schema: 2
