@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,7 +168,7 @@ func exportOne(f *manifest.Forest, name, dir string) (exported, error) {
 	if t == nil {
 		return exported{}, fmt.Errorf("the forest has no template %q", name)
 	}
-	text, err := manifest.Export(f, t, inspect.OIDName)
+	text, err := manifest.Export(f, t, func(oid string) string { return cmp.Or(inspect.OIDName(oid), f.OIDName(oid)) })
 	if err != nil || dir == "" {
 		return exported{Name: t.Name(), YAML: string(text)}, err
 	}

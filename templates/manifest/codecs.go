@@ -24,7 +24,7 @@ func single(values [][]byte) (string, bool) {
 	return string(values[0]), true
 }
 
-var text = codec{
+var textCodec = codec{
 	read: func(values [][]byte) any {
 		if s, ok := single(values); ok && s != "" {
 			return s
@@ -37,7 +37,7 @@ var text = codec{
 	},
 }
 
-var oid = codec{read: text.read, write: func(n node) ([][]byte, error) {
+var oidCodec = codec{read: textCodec.read, write: func(n node) ([][]byte, error) {
 	s, err := n.scalar()
 	if err == nil && !templates.IsOID(s) {
 		err = n.fail("%q is not an object identifier", s)
@@ -45,8 +45,8 @@ var oid = codec{read: text.read, write: func(n node) ([][]byte, error) {
 	return one(s), err
 }}
 
-// texts are values in no order; they are sorted, so that the same template is always the same text.
-var texts = codec{
+// textsCodec is for values in no order; they are sorted, so that the same template is always the same text.
+var textsCodec = codec{
 	read: func(values [][]byte) any {
 		var out []string
 		for _, v := range values {
@@ -70,7 +70,7 @@ var texts = codec{
 	},
 }
 
-var oids = codec{read: texts.read, write: func(n node) ([][]byte, error) {
+var oidsCodec = codec{read: textsCodec.read, write: func(n node) ([][]byte, error) {
 	items, err := n.list()
 	if err != nil {
 		return nil, err
@@ -80,10 +80,10 @@ var oids = codec{read: texts.read, write: func(n node) ([][]byte, error) {
 			return nil, item.fail("%q is not an object identifier", item.text)
 		}
 	}
-	return texts.write(n)
+	return textsCodec.write(n)
 }}
 
-var number = codec{
+var numberCodec = codec{
 	read: func(values [][]byte) any {
 		s, _ := single(values)
 		if n, err := strconv.ParseInt(s, 10, 32); err == nil {
@@ -109,8 +109,8 @@ const (
 	specSignature = "signature"
 )
 
-// keySpec is pKIDefaultKeySpec ([MS-CRTD] 2.9): AT_KEYEXCHANGE or AT_SIGNATURE.
-var keySpec = codec{
+// keySpecCodec is pKIDefaultKeySpec ([MS-CRTD] 2.9): AT_KEYEXCHANGE or AT_SIGNATURE.
+var keySpecCodec = codec{
 	read: func(values [][]byte) any {
 		switch s, _ := single(values); s {
 		case "1":
@@ -131,9 +131,9 @@ var keySpec = codec{
 	},
 }
 
-// providers are pKIDefaultCSPs ([MS-CRTD] 2.17), "1,Microsoft …", in the order of their numbers. The numbers stand in YAML
+// providersCodec is for pKIDefaultCSPs ([MS-CRTD] 2.17), "1,Microsoft …", in the order of their numbers. The numbers stand in YAML
 // only where they are not 1, 2, 3, ….
-var providers = codec{
+var providersCodec = codec{
 	read: func(values [][]byte) any {
 		out := make([]string, len(values))
 		inOrder := slices.SortedStableFunc(slices.Values(values), func(a, b []byte) int { return rank(a) - rank(b) })
@@ -180,9 +180,9 @@ func rank(provider []byte) int {
 
 const attrRAProperties = "mspki-ra-application-policies"
 
-// raProperties is the syntax of schema 3 and 4: name`type`value` for each property ([MS-CRTD] 2.23). In YAML a number is a
+// raPropertiesCodec is the syntax of schema 3 and 4: name`type`value` for each property ([MS-CRTD] 2.23). In YAML a number is a
 // DWORD, text is a PZPWSTR.
-var raProperties = codec{
+var raPropertiesCodec = codec{
 	read: func(values [][]byte) any {
 		s, _ := single(values)
 		f := strings.Split(strings.TrimSuffix(s, "`"), "`")
@@ -270,7 +270,7 @@ var usages = []struct {
 // oneOctet says that pKIKeyUsage lacks its second octet, as in some templates that Windows brings along.
 const oneOctet = "one-octet"
 
-var keyUsage = codec{
+var keyUsageCodec = codec{
 	read: func(values [][]byte) any {
 		s, _ := single(values)
 		if len(s) == 0 || len(s) > 2 {

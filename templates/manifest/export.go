@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/goccy/go-yaml"
 )
@@ -80,7 +79,7 @@ func (e *exporter) field(f field, o *Object) {
 
 // emptyOf is what clears the attribute of a field. An empty list of flags would be 0.
 func emptyOf(f field) any {
-	if _, err := f.codec.write(node{kind: list}); err == nil && !strings.HasSuffix(f.key, "flags") {
+	if _, err := f.codec.write(node{kind: list}); err == nil && !f.zero {
 		return []string{}
 	}
 	return ""

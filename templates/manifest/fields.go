@@ -32,35 +32,35 @@ type field struct {
 	codec          codec
 	need           bool   // a template cannot be made without it
 	initial        string // the value in a new template whose document does not have the key
-	ordered        bool   // the order of the lines in YAML means something
+	zero           bool   // an empty list is 0, and does not clear the attribute
 }
 
 // fields are the readable keys, in the order written.
 func fields() []field {
 	return []field{
-		{key: "display_name", attribute: attrDisplay, codec: text, need: true},
-		{key: "oid", attribute: attrOID, codec: oid},
-		{key: "schema", attribute: attrSchema, codec: number, need: true},
-		{key: "flags", attribute: "flags", codec: flags("flags"), need: true, ordered: true},
-		{key: "enrollment_flags", attribute: "mspki-enrollment-flag", codec: flags("msPKI-Enrollment-Flag"), need: true, ordered: true},
-		{key: "private_key_flags", attribute: "mspki-private-key-flag", codec: flags("msPKI-Private-Key-Flag"), need: true, ordered: true},
-		{key: "name_flags", attribute: "mspki-certificate-name-flag", codec: flags("msPKI-Certificate-Name-Flag"), need: true, ordered: true},
-		{key: "validity", attribute: "pkiexpirationperiod", codec: period, need: true},
-		{key: "renewal", attribute: "pkioverlapperiod", codec: period, need: true},
-		{key: "key_spec", attribute: "pkidefaultkeyspec", codec: keySpec, initial: "1"},
-		{key: "key_usage", attribute: "pkikeyusage", codec: keyUsage, need: true, ordered: true},
-		{key: "minimum_key_size", attribute: "mspki-minimal-key-size", codec: number, initial: "2048"},
-		{key: "providers", attribute: "pkidefaultcsps", codec: providers, ordered: true},
-		{key: "max_issuing_depth", attribute: "pkimaxissuingdepth", codec: number, initial: "0"},
-		{key: "critical_extensions", attribute: "pkicriticalextensions", codec: oids, initial: "2.5.29.15"},
-		{key: "extended_key_usage", attribute: "pkiextendedkeyusage", codec: oids, need: true},
-		{key: "application_policies", attribute: "mspki-certificate-application-policy", codec: oids},
-		{key: "issuance_policies", attribute: "mspki-certificate-policy", codec: oids},
-		{key: "ra_signatures", attribute: "mspki-ra-signature", codec: number, initial: "0"},
-		{key: "ra_policies", attribute: "mspki-ra-policies", codec: oids},
-		{key: "ra_application_policies", attribute: attrRAProperties, codec: oids},
-		{key: "ra_properties", attribute: attrRAProperties, codec: raProperties, ordered: true},
-		{key: "supersedes", attribute: "mspki-supersede-templates", codec: texts},
+		{key: "display_name", attribute: attrDisplay, codec: textCodec, need: true},
+		{key: "oid", attribute: attrOID, codec: oidCodec},
+		{key: "schema", attribute: attrSchema, codec: numberCodec, need: true},
+		{key: "flags", attribute: "flags", codec: flagsCodec("flags"), need: true, zero: true},
+		{key: "enrollment_flags", attribute: "mspki-enrollment-flag", codec: flagsCodec("msPKI-Enrollment-Flag"), need: true, zero: true},
+		{key: "private_key_flags", attribute: "mspki-private-key-flag", codec: flagsCodec("msPKI-Private-Key-Flag"), need: true, zero: true},
+		{key: "name_flags", attribute: "mspki-certificate-name-flag", codec: flagsCodec("msPKI-Certificate-Name-Flag"), need: true, zero: true},
+		{key: "validity", attribute: "pkiexpirationperiod", codec: periodCodec, need: true},
+		{key: "renewal", attribute: "pkioverlapperiod", codec: periodCodec, need: true},
+		{key: "key_spec", attribute: "pkidefaultkeyspec", codec: keySpecCodec, initial: "1"},
+		{key: "key_usage", attribute: "pkikeyusage", codec: keyUsageCodec, need: true},
+		{key: "minimum_key_size", attribute: "mspki-minimal-key-size", codec: numberCodec, initial: "2048"},
+		{key: "providers", attribute: "pkidefaultcsps", codec: providersCodec},
+		{key: "max_issuing_depth", attribute: "pkimaxissuingdepth", codec: numberCodec, initial: "0"},
+		{key: "critical_extensions", attribute: "pkicriticalextensions", codec: oidsCodec, initial: "2.5.29.15"},
+		{key: "extended_key_usage", attribute: "pkiextendedkeyusage", codec: oidsCodec, need: true},
+		{key: "application_policies", attribute: "mspki-certificate-application-policy", codec: oidsCodec},
+		{key: "issuance_policies", attribute: "mspki-certificate-policy", codec: oidsCodec},
+		{key: "ra_signatures", attribute: "mspki-ra-signature", codec: numberCodec, initial: "0"},
+		{key: "ra_policies", attribute: "mspki-ra-policies", codec: oidsCodec},
+		{key: "ra_application_policies", attribute: attrRAProperties, codec: oidsCodec},
+		{key: "ra_properties", attribute: attrRAProperties, codec: raPropertiesCodec},
+		{key: "supersedes", attribute: "mspki-supersede-templates", codec: textsCodec},
 	}
 }
 

@@ -9,9 +9,9 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 )
 
-// flags is a flag attribute ([MS-CRTD] 2.4, 2.26 to 2.28) with the names of templates.AllFlags. A field of several bits is
+// flagsCodec is for a flag attribute ([MS-CRTD] 2.4, 2.26 to 2.28) with the names of templates.AllFlags. A field of several bits is
 // its name and its value, "minimum CA version 5"; a bit without a name is hexadecimal. An empty list is 0.
-func flags(attribute string) codec {
+func flagsCodec(attribute string) codec {
 	return codec{
 		read: func(values [][]byte) any {
 			s, _ := single(values)

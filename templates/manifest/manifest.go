@@ -70,6 +70,16 @@ func (f *Forest) Template(name string) *Object {
 	return nil
 }
 
+// OIDName is the display name of a registered object identifier, or "".
+func (f *Forest) OIDName(oid string) string {
+	for i := range f.OIDs {
+		if f.OIDs[i].OID == oid {
+			return f.OIDs[i].DisplayName
+		}
+	}
+	return ""
+}
+
 // Trustees lists the SIDs of owners, groups and access control entries of all templates.
 func (f *Forest) Trustees() []security.SID {
 	var out []security.SID

@@ -180,7 +180,7 @@ func (p *documentParser) field(e entry) {
 	}
 	f := table[i]
 	values := [][]byte{}
-	if !e.value.empty() || e.value.kind == list && strings.HasSuffix(f.key, "flags") {
+	if !e.value.empty() || e.value.kind == list && f.zero {
 		var err error
 		if values, err = f.codec.write(e.value); !p.check(e, err) {
 			return

@@ -20,9 +20,9 @@ var units = []struct {
 	{"h", 3600 * second}, {"min", 60 * second}, {"s", second}, {"tick", 1},
 }
 
-// period is pKIExpirationPeriod and pKIOverlapPeriod ([MS-CRTD] 2.13, 2.14): 8 octets, little-endian, a negative number of
+// periodCodec is for pKIExpirationPeriod and pKIOverlapPeriod ([MS-CRTD] 2.13, 2.14): 8 octets, little-endian, a negative number of
 // 100 ns. In YAML: 1y, 6w, 90d, 8h, or several together: 1d12h.
-var period = codec{
+var periodCodec = codec{
 	read: func(values [][]byte) any {
 		s, _ := single(values)
 		if len(s) != 8 {
