@@ -313,7 +313,7 @@ func (g *gitops) apply(ctx context.Context, args []string, yes bool) error {
 		if err := g.show(p); err != nil || len(p.Differences) == 0 {
 			return err
 		}
-		if !yes && !confirmed() {
+		if !yes && !confirmed(ctx) {
 			return errors.New("nothing was changed")
 		}
 		done, err := d.Apply(ctx, p)
@@ -325,10 +325,21 @@ func (g *gitops) apply(ctx context.Context, args []string, yes bool) error {
 	})
 }
 
-func confirmed() bool {
+// confirmed asks. An interrupt is an answer, too.
+func confirmed(ctx context.Context) bool {
 	fmt.Fprint(os.Stderr, `write this to the directory? "yes" does it: `)
-	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-	return strings.TrimSpace(answer) == "yes"
+	answer := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		answer <- strings.TrimSpace(line)
+	}()
+	select {
+	case text := <-answer:
+		return text == "yes"
+	case <-ctx.Done():
+		fmt.Fprintln(os.Stderr)
+		return false
+	}
 }
 
 // report says what was done and what not.

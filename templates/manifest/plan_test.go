@@ -112,6 +112,12 @@ func TestWhatTheGatewayWouldNotServeIsAWarning(t *testing.T) {
 	if len(p.Warnings) == 0 || !strings.Contains(p.Warnings[0], `t.yaml: template "LabUserAuth" is not served`) {
 		t.Error(p.Warnings)
 	}
+	for order, want := range map[string]int{"[deny read for S-1-1-0, allow read for S-1-1-0]": 0, "[allow read for S-1-1-0, deny read for S-1-1-0]": 1} {
+		p = plan(t, recorded(t), "template: LabUserAuth\nacl: "+order+"\n")
+		if len(p.Warnings) != want || want > 0 && !strings.Contains(p.Warnings[0], "a deny entry after an allow entry") {
+			t.Errorf("%s: %q", order, p.Warnings)
+		}
+	}
 }
 
 func TestDurations(t *testing.T) {
