@@ -82,50 +82,18 @@ func (d *Directory) NamesOf(ctx context.Context, sids []security.SID) map[securi
 	return names
 }
 
-// SIDsOf returns the SIDs of accounts and groups: by name, as NamesOf writes it, by sAMAccountName alone, or by SID. One that
-// does not exist is an *hresult.Error with NoSuchUser; where the directory cannot be asked it is one with ServerUnavailable.
+// SIDsOf is SIDOf for several. Its errors are *hresult.Error with ServerUnavailable: a rule about an account that cannot be
+// found decides nothing.
 func (d *Directory) SIDsOf(ctx context.Context, names []string) ([]security.SID, error) {
 	var out []security.SID
 	for _, name := range names {
-		sid, err := d.sidOf(ctx, name)
+		sid, err := d.SIDOf(ctx, name)
 		if err != nil {
-			return nil, err
+			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the account or group %q cannot be found", name)
 		}
 		out = append(out, sid)
 	}
 	return out, nil
-}
-
-func (d *Directory) sidOf(ctx context.Context, name string) (security.SID, error) {
-	if sid, err := security.ParseSIDText(name); err == nil {
-		return sid, nil
-	}
-	for _, sid := range []security.SID{security.Everyone, security.AuthenticatedUsers} {
-		if known := wellKnown(sid); strings.EqualFold(name, known) || strings.EqualFold(`NT AUTHORITY\`+name, known) {
-			return sid, nil
-		}
-	}
-	s, err := d.connected(ctx)
-	if err != nil {
-		return "", hresult.Wrap(hresult.ServerUnavailable, err, "account %q cannot be read from the directory", name)
-	}
-	account := name
-	if domain, rest, ok := strings.Cut(name, `\`); ok {
-		if own := s.domain(); !strings.EqualFold(domain, own.NetBIOS) && !strings.EqualFold(domain, own.DNS) {
-			return "", hresult.New(hresult.NoSuchUser, "there is no domain %q here", domain)
-		}
-		account = rest
-	}
-	entries, err := s.search(s.root.domainDN, ldap.ScopeWholeSubtree,
-		"(&(|(objectClass=user)(objectClass=group))(sAMAccountName="+ldap.EscapeFilter(account)+"))", []string{"objectSid"})
-	switch {
-	case err != nil:
-		d.drop(s, err)
-		return "", hresult.Wrap(hresult.ServerUnavailable, err, "account %q cannot be read from the directory", name)
-	case len(entries) != 1:
-		return "", hresult.New(hresult.NoSuchUser, "there is no account or group %q in the domain of %s", name, s.root.host)
-	}
-	return security.ParseSID([]byte(attributesOf(entries[0]).First("objectSid")))
 }
 
 // names adds the names of SIDs of the controller's domain.

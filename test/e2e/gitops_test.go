@@ -188,7 +188,7 @@ func TestATemplateFromYAMLIsServed(t *testing.T) {
 	g.run(t, 0, "apply", "--yes", file)
 	eventually(t, "the gateway's snapshot with the template", func() bool { return w.Directory.Snapshot().TemplateByName("GitOps, Web #1") != nil })
 	e, err := w.Explain(background, "WS1$", "GitOps, Web #1", "")
-	if err != nil || e.Outcome != templates.Allow || !e.AutoEnrolls {
+	if err != nil || e.Outcome != templates.Allow || !e.AutoEnrollment.Enrolls {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if e, err := w.Explain(background, "alice", "GitOps, Web #1", ""); err != nil || e.Outcome != templates.Deny {
