@@ -135,8 +135,10 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 			return nil, nil, hresult.Wrap(hresult.ServerUnavailable, err, "the escrow cannot be read; try again")
 		}
 	}
+	snapshot := g.Directory.Snapshot()
+	hazards, _ := g.hazards(snapshot)
 	decision := templates.Decide(templates.Input{
-		Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca),
+		Snapshot: snapshot, Hazards: hazards, MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca),
 		Caller: s.Caller, Subject: subject, Template: templates.Reference(request.Template), Request: f, Now: g.now(),
 	})
 	g.lintCertificate(&decision, f.PublicKey)

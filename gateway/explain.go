@@ -37,9 +37,10 @@ func (g *Gateway) Explain(ctx context.Context, principal, template, caName strin
 	if err != nil {
 		return nil, err
 	}
+	hazards, _ := g.hazards(s)
 	caller := templates.Caller{Principal: principal, SID: subject.SID, Groups: subject.Groups, Machine: subject.Machine}
 	e := &Explanation{Principal: principal, DN: subject.DN, Decision: templates.Decide(templates.Input{
-		Snapshot: s, MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca), Caller: caller, Subject: subject,
+		Snapshot: s, Hazards: hazards, MaxAge: g.Config.Directory.MaxAge, Authority: g.authority(ca), Caller: caller, Subject: subject,
 		Template: templates.Reference{Name: template, Major: -1, Minor: -1}, Now: g.now(),
 	})}
 	if t := s.TemplateByName(template); t != nil && !t.EnrolleeSuppliesSubject() { // without names there is nothing to lint
