@@ -141,10 +141,10 @@ const lineWidth = 108
 // line prints a labelled text, broken at spaces.
 func line(w io.Writer, label, text string) {
 	column := 0
-	fmt.Fprintf(w, "    %-5s", label)
+	fmt.Fprintf(w, "    %-6s", label)
 	for i, word := range strings.Fields(text) {
 		if column += len(word) + 1; i > 0 && column > lineWidth {
-			fmt.Fprintf(w, "\n         ")
+			fmt.Fprintf(w, "\n          ")
 			column = len(word) + 1
 		} else if i > 0 {
 			fmt.Fprint(w, " ")
