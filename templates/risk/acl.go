@@ -60,7 +60,8 @@ func tokenOf(sid security.SID) security.Token {
 	return security.NewToken(sid, security.Everyone, security.AuthenticatedUsers)
 }
 
-// candidates are the SIDs that a descriptor names and that are no administrators.
+// candidates are the SIDs that a descriptor names and that are no administrators, those that stand for nearly everybody
+// first.
 func candidates(d *security.Descriptor) []security.SID {
 	seen := security.Token{}
 	if !d.HasDACL {
@@ -71,7 +72,17 @@ func candidates(d *security.Descriptor) []security.SID {
 			seen[sid] = struct{}{}
 		}
 	}
-	return seen.Sorted()
+	out := seen.Sorted()
+	slices.SortStableFunc(out, func(a, b security.SID) int {
+		switch {
+		case broad(a) == broad(b):
+			return 0
+		case broad(a):
+			return -1
+		}
+		return 1
+	})
+	return out
 }
 
 func sidsOf(d *security.Descriptor) []security.SID {
