@@ -114,7 +114,7 @@ var enrollmentFlags = []Flag{
 	{Name: "ALLOW_PREVIOUS_APPROVAL_KEYBASEDRENEWAL_VALIDATE_REENROLLMENT", Bit: EnrollPreviousApprovalKeyBasedRenewal, Spec: "[MS-WCCE] 3.2.2.6.2.1.4.3", Effect: EffectNone, Does: "a renewal needs the Enroll right and Kerberos as a first request does, which gives nobody more"},
 	{Name: "ISSUANCE_POLICIES_FROM_REQUEST", Bit: EnrollIssuancePoliciesFromRequest, Spec: "[MS-WCCE] 3.2.2.6.2.1.4.5.8", Effect: EffectRefused, Does: "policies from the request are not supported"},
 	{Name: "SKIP_AUTO_RENEWAL", Bit: EnrollSkipAutoRenewal, Effect: EffectClient, Does: "the client does not renew by itself"},
-	{Name: "NO_SECURITY_EXTENSION", Bit: EnrollNoSecurityExtension, Spec: flagsPart, Effect: EffectServer, Does: "leaves out the extension that binds the certificate to the account's SID"},
+	{Name: "NO_SECURITY_EXTENSION", Bit: EnrollNoSecurityExtension, Spec: flagsPart, Effect: EffectServer, Does: "leaves out the extension that binds the certificate to the account's SID; dangerous (ESC9) and not served where the certificate is good for logon"},
 }
 
 var privateKeyFlags = []Flag{
@@ -137,7 +137,7 @@ var privateKeyFlags = []Flag{
 }
 
 var nameFlags = []Flag{
-	{Name: "ENROLLEE_SUPPLIES_SUBJECT", Bit: NameEnrolleeSuppliesSubject, Spec: namesPart, Effect: EffectServer, Does: "subject and alternative names are those of the request; refused where they would be good for logon and nobody approves"},
+	{Name: "ENROLLEE_SUPPLIES_SUBJECT", Bit: NameEnrolleeSuppliesSubject, Spec: namesPart, Effect: EffectServer, Does: "subject and alternative names are those of the request; where they would be good for logon and nobody approves, the template is dangerous (ESC1) and not served"},
 	{Name: "OLD_CERT_SUPPLIES_SUBJECT_AND_ALT_NAME", Bit: NameOldCertSuppliesSubject, Spec: namesPart, Effect: EffectServer, Does: "renewals are refused where the enrollee supplies the subject"},
 	{Name: "ENROLLEE_SUPPLIES_SUBJECT_ALT_NAME", Bit: NameEnrolleeSuppliesSAN, Spec: namesPart, Effect: EffectNone, Does: "a CA has to ignore it: names come from the directory"},
 	{Name: "SUBJECT_ALT_REQUIRE_DOMAIN_DNS", Bit: NameSANRequireDomainDNS, Spec: namesPart, Effect: EffectServer, Does: "adds the domain's DNS name"},

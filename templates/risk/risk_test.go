@@ -2,6 +2,10 @@ package risk
 
 import (
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -272,6 +276,32 @@ func TestTheRuleTableIsComplete(t *testing.T) {
 		r := ruleByName(fmt.Sprintf("ESC%d", i+1))
 		if r.Title == "" || r.Looks == "" || r.Level == "" || r.Status == Checked && r.Spec == "" || r.Status != NotApplicable && r.Proof == "" {
 			t.Errorf("ESC%d: %+v", i+1, r)
+		}
+	}
+}
+
+// A test that the table names as proof is there.
+func TestTheProofsExist(t *testing.T) {
+	named, exists := regexp.MustCompile(`Test\w+`), regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	tests := map[string]bool{}
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range exists.FindAllStringSubmatch(string(text), -1) {
+			tests[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range Rules() {
+		for _, name := range named.FindAllString(r.Proof, -1) {
+			if !tests[name] {
+				t.Errorf("%s: there is no test %s", r.Name, name)
+			}
 		}
 	}
 }

@@ -64,7 +64,7 @@ var rules = []Rule{
 	{"ESC15", "Purposes from the request in schema 1 (CVE-2024-49019)", Checked, "schema 1 with ENROLLEE_SUPPLIES_SUBJECT. Closed by construction here, as purposes come from the template only; another CA of the forest may not be corrected",
 		"note: this gateway is not concerned", "templates TestPurposesInARequestAreIgnored", "[MS-WCCE] 3.2.2.6.2.1.4.5"},
 	{"ESC16", "A CA that leaves the SID extension out of all certificates", Closed, "there is no such setting; what a CA returns is compared with what was decided, and a certificate without the extension is not handed out",
-		"never found", "gateway: check of what came back; templates TestTheProfileIsComplete", "[MS-WCCE] 2.2.2.7.7.4"},
+		"never found", "test/e2e TestACertificateThatDiffersFromTheDecisionIsNotHandedOut, templates TestTheProfileIsComplete", "[MS-WCCE] 2.2.2.7.7.4"},
 	{"ESC17", "The enrollee names the server of a server certificate", Checked, "ENROLLEE_SUPPLIES_SUBJECT with server or KDC authentication or every purpose. " + onlyChosen,
 		"warning: ordinary for web servers, where a group of people was chosen", "templates/risk TestEachFixClosesItsFinding", "[MS-CRTD] 2.28, RFC 5280 4.2.1.12"},
 	{"kerberos-rc4", "RC4 tickets for the gateway", Checked, "kerberos.allow_rc4 in the configuration", "warning", "templates/risk TestTheGatewayItself", "RFC 8429"},

@@ -1,6 +1,12 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -111,6 +117,45 @@ func TestLintOfTheLabsForest(t *testing.T) {
 	}
 	for k, v := range got {
 		t.Errorf("more than the lab has: %s: %s", k, v)
+	}
+}
+
+// What an administrator and a pipeline see.
+func TestLintPrintsAndItsExitCodeSaysThatSomethingIsDangerous(t *testing.T) {
+	w, path := world.Prepare(t, "")
+	p := world.NewProcess(t, w, path)
+	file := filepath.Join(t.TempDir(), "lint.sarif")
+	out, err := p.Command("templates", "lint", "--sarif", file).Output()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || exit.ExitCode() != 3 || !strings.Contains(string(exit.Stderr), "6 errors that nobody has accepted") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, want := range []string{"template LabVulnESC1  (not served)", "ERROR    ESC1", `LAB\Domain Users`, "clear ENROLLEE_SUPPLIES_SUBJECT (0x00000001)", "6 errors, 2 warnings, 3 notes; 0 accepted"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("%q is not in\n%s", want, out)
+		}
+	}
+	if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), `"version": "2.1.0"`) || !strings.Contains(string(text), "LabVulnESC13") {
+		t.Errorf("SARIF: %v\n%s", err, text)
+	}
+	if out, err := p.Command("templates", "list").CombinedOutput(); err != nil || !regexp.MustCompile(`LabVulnESC9 .* no: dangerous \(ESC9\)`).Match(out) {
+		t.Errorf("list: %v\n%s", err, out)
+	}
+	config, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, rule := range []string{"1", "2", "3", "4", "9", "13"} {
+		if i == 0 {
+			config = append(config, "accept_risk:\n"...)
+		}
+		config = fmt.Appendf(config, "  - {template: LabVulnESC%s, rule: ESC%s, by: Jane Doe, until: 2099-12-31}\n", rule, rule)
+	}
+	if err := os.WriteFile(path, config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := p.Command("templates", "lint").CombinedOutput(); err != nil || !strings.Contains(string(out), "accepted by Jane Doe until 2099-12-31") || !strings.Contains(string(out), "0 errors, 2 warnings, 3 notes; 6 accepted") {
+		t.Errorf("all accepted: %v\n%s", err, out)
 	}
 }
 
