@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/risk"
+	"github.com/sirupsen/logrus"
 )
 
 // hazardCache keeps what is dangerous about the templates of one snapshot, until a risk's acceptance ends.
@@ -41,9 +43,28 @@ func (g *Gateway) hazards(s *templates.Snapshot) (map[string][]templates.Hazard,
 		c.snapshot, c.findings = s, risk.Find(s, risk.Gateway{}, nil)
 	}
 	accepted, until := risk.Accept(c.findings, g.Config.Risks(), now)
+	before := c.hazards
 	c.hazards, c.until = risk.Hazards(accepted), until
 	c.generation++
+	g.logHazards(before, c.hazards)
 	return c.hazards, c.generation
+}
+
+// logHazards says which templates are served no more, and which are again.
+func (g *Gateway) logHazards(before, after map[string][]templates.Hazard) {
+	for name, hazards := range after {
+		if slices.Equal(before[name], hazards) {
+			continue
+		}
+		for _, h := range hazards {
+			g.Log.WithFields(logrus.Fields{"template": name, "rule": h.Rule, "fix": h.Fix}).Info("the template is dangerous and not served: " + h.Text)
+		}
+	}
+	for name := range before {
+		if len(after[name]) == 0 {
+			g.Log.WithField("template", name).Info("the template is not dangerous any more, or accepted")
+		}
+	}
 }
 
 // Unserved lists why a template is not served: what is not supported, and what is dangerous and not accepted.

@@ -57,6 +57,18 @@ func AllFlags() []Flag {
 	return out
 }
 
+// FlagName names a bit of a flag attribute; "" where the table does not have it.
+func FlagName(attribute string, bit uint32) string {
+	for _, g := range flagGroups {
+		for i := range g.flags {
+			if g.attribute == attribute && g.flags[i].Bit == bit {
+				return g.flags[i].Name
+			}
+		}
+	}
+	return ""
+}
+
 // value is the attribute of the template that a flag is in.
 func (t *Template) value(attribute string) *uint32 {
 	switch attribute {

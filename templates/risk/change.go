@@ -68,10 +68,8 @@ func (c Change) String() string {
 
 // bits names the bits of a flag attribute.
 func bits(attribute string, mask uint32) string {
-	for _, f := range templates.AllFlags() {
-		if f.Attribute == attribute && f.Bit == mask {
-			return fmt.Sprintf("%s (0x%08X)", f.Name, mask)
-		}
+	if name := templates.FlagName(attribute, mask); name != "" {
+		return fmt.Sprintf("%s (0x%08X)", name, mask)
 	}
 	return fmt.Sprintf("0x%08X", mask)
 }

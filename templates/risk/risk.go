@@ -85,7 +85,15 @@ type Gateway struct {
 // Find applies every rule to the snapshot and the gateway, errors first, then by object and rule. names resolves SIDs, for
 // people and to know the computers that CAs run on; it may lack any.
 func Find(s *templates.Snapshot, g Gateway, names map[security.SID]string) []Finding {
-	f := &finder{snapshot: s, gateway: g, names: names}
+	f := &finder{snapshot: s, gateway: g, names: names, offered: map[string]bool{}}
+	for _, e := range s.Services {
+		if len(enrollers(e.Security).who) == 0 {
+			continue
+		}
+		for _, name := range e.Templates {
+			f.offered[strings.ToLower(name)] = true
+		}
+	}
 	for _, t := range s.Templates {
 		f.template(t)
 	}
@@ -152,6 +160,7 @@ type finder struct {
 	snapshot *templates.Snapshot
 	gateway  Gateway
 	names    map[security.SID]string
+	offered  map[string]bool // templates that a CA offers and lets anybody have who is no administrator, in lower case
 	found    []Finding
 }
 

@@ -48,19 +48,12 @@ func (f *finder) template(t *templates.Template) {
 
 // issued adds a finding about what an enroller gets. It is an error at most where a CA offers the template to them.
 func (f *finder) issued(t *templates.Template, who access, rule string, severity Severity, how string, first ...Change) {
-	if !f.offered(t) {
+	if !f.offered[strings.ToLower(t.Name)] {
 		severity = []Severity{Error, Warning, Note}[min(severity.rank()+1, 2)]
 		how += " No CA offers the template to them now."
 	}
 	f.add(Finding{Rule: rule, Severity: severity, Kind: KindTemplate, Object: t.Name, DN: t.DN, Who: slices.Clone(who.who), How: how,
 		Changes: append(first, approve, withdraw(t.Security, who.aces, false))})
-}
-
-// offered tells whether a CA offers the template, and lets anybody enroll who is no administrator.
-func (f *finder) offered(t *templates.Template) bool {
-	return slices.ContainsFunc(f.snapshot.Services, func(s *templates.EnrollmentService) bool {
-		return s.Offers(t.Name) && len(enrollers(s.Security).who) > 0
-	})
 }
 
 // suppliedNames are ESC1, ESC15 and ESC17: the enrollee says who the certificate is for.
