@@ -17,7 +17,7 @@ import (
 )
 
 func (a *app) lintCommand() *cobra.Command {
-	var rules bool
+	var rules, accepted bool
 	var file string
 	cmd := &cobra.Command{
 		Use: "lint", Short: "Find dangerous templates, permissions, agents and CA objects (ESC1 to ESC17)", Args: exactArgs(),
@@ -33,7 +33,11 @@ func (a *app) lintCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if err := a.printRisks(found, file); err != nil {
+				shown := found
+				if accepted {
+					shown = slices.DeleteFunc(slices.Clone(found), func(f risk.Finding) bool { return f.Accepted == nil })
+				}
+				if err := a.printRisks(shown, file); err != nil {
 					return err
 				}
 				if n := count(found).errors; n > 0 {
@@ -44,6 +48,7 @@ func (a *app) lintCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&rules, "rules", false, "list the rules: what each looks at, or why it is closed, and the test that proves it")
+	cmd.Flags().BoolVar(&accepted, "accepted", false, "show only what somebody has accepted, by whom and until when")
 	cmd.Flags().StringVar(&file, "sarif", "", "also write the findings to this file as SARIF 2.1.0; - for standard output, and nothing else there")
 	return cmd
 }

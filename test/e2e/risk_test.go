@@ -130,6 +130,7 @@ func TestLintPrintsAndItsExitCodeSaysThatSomethingIsDangerous(t *testing.T) {
 	if !ok || exit.ExitCode() != 3 || !strings.Contains(string(exit.Stderr), "6 errors that nobody has accepted") {
 		t.Fatalf("%v: %s", err, out)
 	}
+	t.Logf("%s", out)
 	for _, want := range []string{"template LabVulnESC1  (not served)", "ERROR    ESC1", `LAB\Domain Users`, "clear ENROLLEE_SUPPLIES_SUBJECT (0x00000001)", "6 errors, 2 warnings, 3 notes; 0 accepted"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%q is not in\n%s", want, out)
@@ -156,6 +157,12 @@ func TestLintPrintsAndItsExitCodeSaysThatSomethingIsDangerous(t *testing.T) {
 	}
 	if out, err := p.Command("templates", "lint").CombinedOutput(); err != nil || !strings.Contains(string(out), "accepted by Jane Doe until 2099-12-31") || !strings.Contains(string(out), "0 errors, 2 warnings, 3 notes; 6 accepted") {
 		t.Errorf("all accepted: %v\n%s", err, out)
+	}
+	if out, err := p.Command("templates", "lint", "--accepted").CombinedOutput(); err != nil || !strings.Contains(string(out), "0 errors, 0 warnings, 0 notes; 6 accepted") {
+		t.Errorf("accepted only: %v\n%s", err, out)
+	}
+	if out, err := p.Command("templates", "list").CombinedOutput(); err != nil || !regexp.MustCompile(`LabVulnESC9 .* yes`).Match(out) {
+		t.Errorf("list of all accepted: %v\n%s", err, out)
 	}
 }
 
