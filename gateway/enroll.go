@@ -150,7 +150,9 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the escrow cannot be read; try again")
 		}
 	}
-	in.Snapshot, in.MaxAge, in.Authority = g.Directory.Snapshot(), g.Config.Directory.MaxAge, g.authority(ca)
+	snapshot := g.Directory.Snapshot()
+	in.Hazards, _ = g.hazards(snapshot)
+	in.Snapshot, in.MaxAge, in.Authority = snapshot, g.Config.Directory.MaxAge, g.authority(ca)
 	in.Template, in.Request, in.Now = templates.Reference(request.Template), f, g.now()
 	in.RenewalOnly = s.Transport == transportCertificate
 	decision := templates.Decide(in)

@@ -56,6 +56,7 @@ func (g *Gateway) explainInput(ctx context.Context, principal string) (in templa
 	if in.Snapshot == nil {
 		return in, hresult.New(hresult.ServerUnavailable, "the directory has not been read yet")
 	}
+	in.Hazards, _ = g.hazards(in.Snapshot)
 	if in.Subject, err = g.Directory.SubjectByName(ctx, principal); err != nil {
 		return in, err
 	}

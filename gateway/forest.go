@@ -75,5 +75,5 @@ func (g *Gateway) Advice() []string {
 	}
 	err := g.Escrow.Ready()
 	note(err != nil, "escrow: templates that archive keys are refused: %v", err)
-	return advice
+	return append(advice, g.riskAdvice()...)
 }

@@ -70,6 +70,7 @@ type Gateway struct {
 	before   int64 // the last request that an earlier process recorded
 	now      func() time.Time
 	policies policyCache
+	risks    hazardCache
 	metrics  *metrics
 	linter   *lint.Linter
 }

@@ -114,7 +114,8 @@ func (g *Gateway) Policies(_ context.Context, caller templates.Caller, req soap.
 	}
 	// The versions that templates name have four bits; a larger one filters nothing.
 	req.ClientVersion, req.ServerVersion = min(max(req.ClientVersion, 0), 16), min(max(req.ServerVersion, 0), 16)
-	filter := fmt.Sprintf("%d %d %t ", req.ClientVersion, req.ServerVersion, renewalOnly)
+	_, generation := g.hazards(s)
+	filter := fmt.Sprintf("%d %d %d %t ", generation, req.ClientVersion, req.ServerVersion, renewalOnly)
 	return g.policies.lookup(s, caller, filter, func() *soap.Policies { return g.buildPolicies(s, caller, req, renewalOnly) }), nil
 }
 
@@ -122,6 +123,7 @@ func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, 
 	hours := uint32(g.Config.Policy.UpdateHours)
 	out := &soap.Policies{ID: g.policyID(s), FriendlyName: g.Config.Policy.FriendlyName, NextUpdateHours: &hours}
 	offers := map[*templates.Template]*soap.Policy{}
+	hazards, _ := g.hazards(s)
 	for _, ca := range g.CAs {
 		service := s.Service(ca.Name)
 		if service == nil {
@@ -131,7 +133,8 @@ func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, 
 		for _, t := range s.Templates {
 			enroll, auto := templates.Rights(t, service, caller)
 			enroll = enroll || renewalOnly && templates.RenewsByKey(t)
-			if !service.Offers(t.Name) || !enroll || !wanted(t, req) || !templates.ForCaller(t, caller) || templates.Unsupported(t) != nil {
+			served := templates.Unsupported(t) == nil && len(hazards[t.Name]) == 0
+			if !service.Offers(t.Name) || !enroll || !wanted(t, req) || !templates.ForCaller(t, caller) || !served {
 				continue
 			}
 			if index < 0 {

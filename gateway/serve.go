@@ -257,6 +257,7 @@ func (g *Gateway) housekeep(ctx context.Context) {
 	tick := time.NewTicker(housekeepPeriod)
 	defer tick.Stop()
 	for {
+		g.hazards(g.Directory.Snapshot()) // so that no decision has to wait for it after a change in the directory
 		if err := g.Escrow.Refresh(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("the escrow cannot be read")
 		}

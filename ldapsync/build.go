@@ -39,13 +39,16 @@ func (b *builder) sort(dn string, a templates.Attributes) error {
 		}
 		b.snapshot.Templates = append(b.snapshot.Templates, t)
 	case hasClass(a, "pKIEnrollmentService"):
-		return b.addService(a)
+		return b.addService(dn, a)
 	case hasClass(a, "msPKI-Enterprise-Oid"):
-		return b.addOID(a)
-	case hasClass(a, "certificationAuthority"):
-		var err error
-		b.snapshot.NTAuth, err = certificatesOf(a) // one that cannot be read does not take the others' place away
-		return err
+		return b.addOID(dn, a)
+	case hasClass(a, "certificationAuthority"), hasClass(a, "container"):
+		b.addPKI(dn, a)
+		if strings.EqualFold(a.First("cn"), "NTAuthCertificates") {
+			var err error
+			b.snapshot.NTAuth, err = certificatesOf(a) // one that cannot be read does not take the others' place away
+			return err
+		}
 	}
 	return nil
 }
@@ -54,12 +57,12 @@ func hasClass(a templates.Attributes, class string) bool {
 	return slices.ContainsFunc(a.Strings("objectClass"), func(c string) bool { return strings.EqualFold(c, class) })
 }
 
-func (b *builder) addService(a templates.Attributes) error {
+func (b *builder) addService(dn string, a templates.Attributes) error {
 	certificates, err := certificatesOf(a)
 	if err != nil {
 		return err
 	}
-	s := &templates.EnrollmentService{Name: a.First("cn"), DisplayName: a.First("displayName"), DNSHostName: a.First("dNSHostName"),
+	s := &templates.EnrollmentService{DN: dn, Name: a.First("cn"), DisplayName: a.First("displayName"), DNSHostName: a.First("dNSHostName"),
 		Templates: a.Strings("certificateTemplates"), Certificates: certificates}
 	descriptor := a.First("nTSecurityDescriptor")
 	if descriptor == "" {
@@ -72,17 +75,34 @@ func (b *builder) addService(a templates.Attributes) error {
 	return nil
 }
 
+// addPKI takes a container or a list of CAs. Only the risk rules look at it: where its descriptor cannot be read they say
+// so, and nothing else depends on it.
+func (b *builder) addPKI(dn string, a templates.Attributes) {
+	b.snapshot.PKI = append(b.snapshot.PKI, templates.PKIObject{Name: a.First("cn"), DN: dn, Security: readableSecurity(a)})
+}
+
+// readableSecurity is the object's descriptor, nil where it is missing or malformed.
+func readableSecurity(a templates.Attributes) *security.Descriptor {
+	d, err := security.ParseDescriptor([]byte(a.First("nTSecurityDescriptor")))
+	if err != nil {
+		return nil
+	}
+	return d
+}
+
 // addOID takes a registered OID, or the container of all of them, whose own OID is the prefix of the forest's.
-func (b *builder) addOID(a templates.Attributes) error {
+func (b *builder) addOID(dn string, a templates.Attributes) error {
 	oid := a.First("msPKI-Cert-Template-OID")
 	if strings.EqualFold(a.First("cn"), "OID") {
 		b.snapshot.ForestOID = oid
+		b.addPKI(dn, a)
 		return nil
 	}
 	if oid == "" {
 		return errors.New("attribute msPKI-Cert-Template-OID: missing")
 	}
-	o := templates.OIDObject{OID: oid, DisplayName: a.First("displayName"), GroupLink: a.First("msDS-OIDToGroupLink")}
+	o := templates.OIDObject{OID: oid, DisplayName: a.First("displayName"), GroupLink: a.First("msDS-OIDToGroupLink"),
+		DN: dn, Security: readableSecurity(a)}
 	if f := a.First("flags"); f != "" {
 		var err error
 		if o.Flags, err = strconv.Atoi(f); err != nil {
@@ -136,6 +156,7 @@ func (b *builder) finish() {
 		return true
 	})
 	slices.SortFunc(s.Templates, func(a, b *templates.Template) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.PKI, func(a, b templates.PKIObject) int { return strings.Compare(a.DN, b.DN) })
 	slices.SortFunc(s.Services, func(a, b *templates.EnrollmentService) int { return strings.Compare(a.Name, b.Name) })
 	s.Index()
 }

@@ -152,7 +152,7 @@ func TestObjectsThatCannotBeUnderstoodAreListedAndLeftOut(t *testing.T) {
 		"nTSecurityDescriptor":    {"objectclass": class("pKICertificateTemplate"), "cn": {[]byte("T")}},
 		"nTSecurityDescriptor: m": {"objectclass": class("pKIEnrollmentService"), "cn": {[]byte("CA")}},
 		"cACertificate, value 1":  {"objectclass": class("pKIEnrollmentService"), "cacertificate": {[]byte("rubbish")}},
-		"value 2":                 {"objectclass": class("certificationAuthority"), "cacertificate": {{0}, []byte("rubbish")}},
+		"value 2":                 {"objectclass": class("certificationAuthority"), "cn": {[]byte("NTAuthCertificates")}, "cacertificate": {{0}, []byte("rubbish")}},
 		"msPKI-Cert-Template-OID": {"objectclass": class("msPKI-Enterprise-Oid"), "cn": {[]byte("1.2")}},
 		"flags":                   {"objectclass": class("msPKI-Enterprise-Oid"), "mspki-cert-template-oid": {[]byte("1.2.3")}, "flags": {[]byte("x")}},
 		"only a part of":          {"objectclass": class("pKIEnrollmentService"), "certificatetemplates;range=0-1499": {[]byte("T")}},

@@ -65,7 +65,7 @@ func refresh(t *testing.T, d *Directory) *templates.Snapshot {
 
 // labTemplates are all that the lab adds, and the one Windows default that it has.
 var labTemplates = []string{"LabEnrollmentAgent", "LabKRA", "LabMachine", "LabOnBehalf", "LabUserAuth", "LabUserSMIME",
-	"LabV4", "LabVulnESC1", "LabWebServer", "User"}
+	"LabV4", "LabVulnESC1", "LabVulnESC13", "LabVulnESC15", "LabVulnESC2", "LabVulnESC3", "LabVulnESC4", "LabVulnESC9", "LabWebServer", "User"}
 
 func TestEveryWayToConnectReadsTheWholeConfiguration(t *testing.T) {
 	for name, config := range map[string]func() Config{

@@ -32,7 +32,7 @@ const allButSACL = 7
 // What is read, below CN=Public Key Services,CN=Services of the configuration naming context.
 const (
 	pkiFilter = "(|(objectClass=pKICertificateTemplate)(objectClass=pKIEnrollmentService)(objectClass=msPKI-Enterprise-Oid)" +
-		"(&(objectClass=certificationAuthority)(cn=NTAuthCertificates)))"
+		"(objectClass=certificationAuthority)(objectClass=container))"
 	domainFilter = "(&(objectClass=crossRef)(systemFlags:1.2.840.113556.1.4.803:=2))" // FLAG_CR_NTDS_DOMAIN
 )
 

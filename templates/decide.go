@@ -33,6 +33,7 @@ func Decide(in Input) Decision {
 	d.Template, d.Archive = t.Name, t.Archives()
 	checkOffered(in, t, c)
 	checkUnderstood(in, t, c)
+	checkHazards(in, t, c)
 	checkVersion(in, t, c)
 	checkAccount(in, t, c)
 	checkRights(in, t, c)
@@ -146,31 +147,7 @@ func Unsupported(t *Template) (no []string) {
 	refuse(t.GeneralFlags&(FlagIsCA|FlagIsCrossCA) != 0, "certificates for certification authorities (IS_CA, IS_CROSS_CA)")
 	refuse(t.PrivateKeyFlags&KeyAttestRequired != 0, "key attestation (ATTEST_REQUIRED)")
 	refuse(t.Validity <= 0, "a template without a validity period (pKIExpirationPeriod)")
-	if logon := logonPurpose(t); t.EnrolleeSuppliesSubject() && logon != "" && t.EnrollmentFlags&EnrollPendAllRequests == 0 && t.RASignatures == 0 {
-		no = append(no, "a dangerous template: the enrollee may name any subject in a certificate that is good for "+logon+", and nobody approves it")
-	}
 	return no
-}
-
-// logonPurpose names the purpose by which certificates of the template prove an account to a domain controller.
-func logonPurpose(t *Template) string {
-	policies := t.Policies()
-	if len(policies) == 0 {
-		return "every purpose"
-	}
-	for _, p := range policies {
-		switch p {
-		case oidClientAuth:
-			return "client authentication"
-		case oidSmartCardLogon:
-			return "smart card logon"
-		case oidPKINITClient:
-			return "Kerberos client authentication"
-		case oidAnyPurpose:
-			return "any purpose"
-		}
-	}
-	return ""
 }
 
 func checkVersion(in Input, t *Template, c *checks) {

@@ -145,6 +145,8 @@ type Input struct {
 	Template       Reference
 	Request        *Request // nil: explain what a well-formed request would get
 	Now            time.Time
+	// Hazards are what is dangerous about templates, by template name, without what was accepted; nil where nobody looked.
+	Hazards map[string][]Hazard
 }
 
 // checks collects the outcome of the rules.

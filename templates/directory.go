@@ -45,6 +45,7 @@ type Snapshot struct {
 	OIDs      map[string]OIDObject // registered OIDs, by dotted OID
 	NTAuth    []*x509.Certificate  // CAs whose certificates the forest accepts for logon
 	Domains   []Domain             // domains of the forest
+	PKI       []PKIObject          // containers and trust lists below CN=Public Key Services, sorted by DN
 
 	// Unusable lists objects that could not be understood, with the reason. A template in it is never served.
 	Unusable map[string]string
@@ -65,10 +66,21 @@ type OIDObject struct {
 	DisplayName string
 	Flags       int
 	GroupLink   string // msDS-OIDToGroupLink: DN of a group, for issuance policies
+	DN          string
+	Security    *security.Descriptor // nil where it cannot be read
+}
+
+// PKIObject is an object that says which CAs are trusted or what CAs can do: the containers of templates, OIDs and
+// services, NTAuthCertificates, and trusted roots ([MS-WCCE] 2.2.2.11).
+type PKIObject struct {
+	Name     string // cn
+	DN       string
+	Security *security.Descriptor // nil where it cannot be read
 }
 
 // EnrollmentService is a CA as the forest publishes it ([MS-WCCE] 2.2.2.11.2).
 type EnrollmentService struct {
+	DN           string
 	Name         string // cn
 	DisplayName  string
 	DNSHostName  string

@@ -58,6 +58,18 @@ func AllFlags() []Flag {
 	return out
 }
 
+// FlagName names a bit of a flag attribute; "" where the table does not have it.
+func FlagName(attribute string, bit uint32) string {
+	for _, g := range flagGroups {
+		for i := range g.flags {
+			if g.attribute == attribute && g.flags[i].Bit == bit {
+				return g.flags[i].Name
+			}
+		}
+	}
+	return ""
+}
+
 // value is the attribute of the template that a flag is in.
 func (t *Template) value(attribute string) *uint32 {
 	switch attribute {
@@ -115,7 +127,7 @@ var enrollmentFlags = []Flag{
 	{Name: "ALLOW_PREVIOUS_APPROVAL_KEYBASEDRENEWAL_VALIDATE_REENROLLMENT", Bit: EnrollPreviousApprovalKeyBasedRenewal, Spec: "[MS-WCCE] 3.2.2.6.2.1.4.3", Effect: EffectServer, Does: "with PREVIOUS_APPROVAL_VALIDATE_REENROLLMENT and ENROLLEE_SUPPLIES_SUBJECT a renewal needs no Enroll right: the old key is the proof"},
 	{Name: "ISSUANCE_POLICIES_FROM_REQUEST", Bit: EnrollIssuancePoliciesFromRequest, Spec: "[MS-WCCE] 3.2.2.6.2.1.4.5.8", Effect: EffectServer, Does: "of the template's issuance policies the certificate gets those that the request asks for"},
 	{Name: "SKIP_AUTO_RENEWAL", Bit: EnrollSkipAutoRenewal, Effect: EffectClient, Does: "the client does not renew by itself"},
-	{Name: "NO_SECURITY_EXTENSION", Bit: EnrollNoSecurityExtension, Spec: flagsPart, Effect: EffectServer, Does: "leaves out the extension that binds the certificate to the account's SID"},
+	{Name: "NO_SECURITY_EXTENSION", Bit: EnrollNoSecurityExtension, Spec: flagsPart, Effect: EffectServer, Does: "leaves out the extension that binds the certificate to the account's SID; dangerous (ESC9) and not served where the certificate is good for logon"},
 }
 
 var privateKeyFlags = []Flag{
@@ -138,7 +150,7 @@ var privateKeyFlags = []Flag{
 }
 
 var nameFlags = []Flag{
-	{Name: "ENROLLEE_SUPPLIES_SUBJECT", Bit: NameEnrolleeSuppliesSubject, Spec: namesPart, Effect: EffectServer, Does: "subject and alternative names are those of the request; refused where they would be good for logon and nobody approves"},
+	{Name: "ENROLLEE_SUPPLIES_SUBJECT", Bit: NameEnrolleeSuppliesSubject, Spec: namesPart, Effect: EffectServer, Does: "subject and alternative names are those of the request; where they would be good for logon and nobody approves, the template is dangerous (ESC1) and not served"},
 	{Name: "OLD_CERT_SUPPLIES_SUBJECT_AND_ALT_NAME", Bit: NameOldCertSuppliesSubject, Spec: namesPart, Effect: EffectServer, Does: "where the enrollee supplies the subject, a renewal has the names of the old certificate, which must have been issued here to the same account"},
 	{Name: "ENROLLEE_SUPPLIES_SUBJECT_ALT_NAME", Bit: NameEnrolleeSuppliesSAN, Spec: namesPart, Effect: EffectNone, Does: "a CA has to ignore it: names come from the directory"},
 	{Name: "SUBJECT_ALT_REQUIRE_DOMAIN_DNS", Bit: NameSANRequireDomainDNS, Spec: namesPart, Effect: EffectServer, Does: "adds the domain's DNS name"},

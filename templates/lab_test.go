@@ -215,7 +215,10 @@ func TestDecisions(t *testing.T) {
 			in.Request.Subject = mustName(t, "CN", "www.lab.test")
 		}, Pend, 0, ""},
 		{"a request without any name is refused where the enrollee names the subject", "LabWebServer", []string{"Certificate Managers"}, nil, Deny, hresult.BadRequestSubject, "subject"},
-		{"a dangerous template is refused by name", "LabVulnESC1", nil, func(in *Input) { in.Request.Subject = mustName(t, "CN", "Administrator") }, Deny, hresult.NotSupported, "understood"},
+		{"a dangerous template is refused by name", "LabVulnESC1", nil, func(in *Input) {
+			in.Request.Subject = mustName(t, "CN", "Administrator")
+			in.Hazards = map[string][]Hazard{"LabVulnESC1": {{Rule: "ESC1", Text: "anybody", Fix: "approve", Spec: "[MS-CRTD] 2.28"}}}
+		}, Deny, hresult.NotSupported, "risk"},
 		{"a request on behalf of somebody else is refused", "LabUserAuth", nil, func(in *Input) { in.Request.RequestorName = `LAB\bob` }, Deny, hresult.RestrictedOfficer, "on-behalf-of"},
 		{"an old picture of the directory decides nothing", "LabUserAuth", nil, func(in *Input) { in.MaxAge, in.Now = time.Hour, in.Now.Add(2*time.Hour) }, Deny, hresult.ServerUnavailable, "directory"},
 		{"no picture of the directory decides nothing", "LabUserAuth", nil, func(in *Input) { in.Snapshot = nil }, Deny, hresult.ServerUnavailable, "directory"},

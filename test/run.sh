@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=1
 
-inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/e2e|test/kill|test/stepca)$'
+inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/e2e|test/kill|test/stepca|test/certipy)$'
 packages=$(go list ./...)
 go vet ./...
 # shellcheck disable=SC2046  # lists of packages

@@ -1,7 +1,8 @@
 // Command enrollgate is the certificate enrollment gateway and everything an administrator needs around it.
 //
 // Each command prints a table for people, or JSON with --output json. Exit codes: 0 done, 1 failed, 2 wrong usage,
-// 3 refused (a request that policy denies, a recovery that is not allowed), 4 pending, 5 changes (that a plan found).
+// 3 refused (a request that policy denies, a recovery that is not allowed, a danger that lint finds and nobody has accepted),
+// 4 pending, 5 changes (that a plan found).
 package main
 
 import (

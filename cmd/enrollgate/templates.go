@@ -20,7 +20,7 @@ func (a *app) templatesCommand() *cobra.Command {
 		Use: "list", Short: "List all templates, which CA offers them and whether they are served", Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withDirectory(cmd, func(_ context.Context, g *gateway.Gateway) error {
-				rows := templateRows(g.Directory.Snapshot())
+				rows := templateRows(g)
 				return a.print(rows, func(w *tabwriter.Writer) {
 					row(w, "NAME", "SCHEMA", "VERSION", "VALIDITY", "KEY ARCHIVAL", "APPROVAL", "OFFERED BY", "SERVED")
 					for _, t := range rows {
@@ -39,9 +39,9 @@ func (a *app) templatesCommand() *cobra.Command {
 				if t == nil {
 					return fmt.Errorf("the forest has no template %q", args[0])
 				}
-				rights := rightsOf(ctx, g, t)
-				return a.print(map[string]any{"template": t, "flags": t.Flags(), "rights": rights, "unsupported": templates.Unsupported(t)},
-					func(w *tabwriter.Writer) { showTemplate(w, t, rights) })
+				rights, unserved := rightsOf(ctx, g, t), g.Unserved(s, t)
+				return a.print(map[string]any{"template": t, "flags": t.Flags(), "rights": rights, "not_served": unserved},
+					func(w *tabwriter.Writer) { showTemplate(w, t, rights, unserved) })
 			})
 		},
 	}
@@ -54,18 +54,18 @@ func (a *app) templatesCommand() *cobra.Command {
 				for _, f := range flags {
 					row(w, f.Attribute, fmt.Sprintf("0x%08X", f.Bit), f.Name, f.Effect, f.Does, f.Spec, f.Test)
 				}
-				showRules(w, "OTHER ATTRIBUTE", attributes)
-				showRules(w, "RULE OF A CA", rules)
+				ruleTable(w, "OTHER ATTRIBUTE", attributes)
+				ruleTable(w, "RULE OF A CA", rules)
 			})
 		},
 	}
-	cmd.AddCommand(list, show, flags)
+	cmd.AddCommand(list, show, flags, a.lintCommand())
 	cmd.AddCommand(a.gitopsCommands()...)
 	return cmd
 }
 
-// showRules draws a table of its own: its columns have nothing to do with those of the one above.
-func showRules(w *tabwriter.Writer, title string, rules []templates.Rule) {
+// ruleTable draws a table of its own: its columns have nothing to do with those of the one above.
+func ruleTable(w *tabwriter.Writer, title string, rules []templates.Rule) {
 	w.Flush()
 	row(w)
 	row(w, title, "WHAT IS DONE HERE", "SPECIFICATION", "TEST")
@@ -97,12 +97,13 @@ func (r templateRow) served() string {
 	return "yes"
 }
 
-func templateRows(s *templates.Snapshot) []templateRow {
+func templateRows(g *gateway.Gateway) []templateRow {
+	s := g.Directory.Snapshot()
 	rows := []templateRow{}
 	for _, t := range s.Templates {
 		r := templateRow{Name: t.Name, DisplayName: t.DisplayName, OID: t.OID, Schema: t.Schema, Version: fmt.Sprintf("%d.%d", t.Major, t.Minor),
 			Validity: days(t.Validity), Archives: t.Archives(), Approval: t.EnrollmentFlags&templates.EnrollPendAllRequests != 0,
-			NotServed: templates.Unsupported(t), OfferedBy: []string{}}
+			NotServed: g.Unserved(s, t), OfferedBy: []string{}}
 		for _, e := range s.Services {
 			if e.Offers(t.Name) {
 				r.OfferedBy = append(r.OfferedBy, e.Name)
@@ -148,7 +149,7 @@ func rightsOf(ctx context.Context, g *gateway.Gateway, t *templates.Template) []
 	return out
 }
 
-func showTemplate(w *tabwriter.Writer, t *templates.Template, rights []right) {
+func showTemplate(w *tabwriter.Writer, t *templates.Template, rights []right, unserved []string) {
 	row(w, "Name", t.Name)
 	row(w, "Display name", t.DisplayName)
 	row(w, "OID", t.OID)
@@ -162,8 +163,8 @@ func showTemplate(w *tabwriter.Writer, t *templates.Template, rights []right) {
 	for _, f := range t.Flags() {
 		row(w, f.Attribute, f.Value+"  "+f.Meaning)
 	}
-	if no := templates.Unsupported(t); len(no) > 0 {
-		row(w, "Not served", strings.Join(no, "; "))
+	if len(unserved) > 0 {
+		row(w, "Not served", strings.Join(unserved, "; "))
 	}
 	row(w)
 	row(w, "WHO", "ENROLL", "AUTOENROLL", "SID")

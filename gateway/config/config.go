@@ -33,6 +33,7 @@ type Config struct {
 	Policy           Policy      `yaml:"policy"`
 	CAs              []CA        `yaml:"cas"`
 	Lint             Lint        `yaml:"lint"`
+	AcceptRisk       []Risk      `yaml:"accept_risk"`
 	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
 	Escrow           Escrow      `yaml:"escrow"`
 	Log              Log         `yaml:"log"`
@@ -310,6 +311,7 @@ func (c *Config) Check() []string {
 	need(c.Escrow.Grace >= 0, "escrow.grace: %s is negative", c.Escrow.Grace)
 	_, err := lint.New(c.Lint.Accept)
 	need(err == nil, "lint.accept: %v", err)
+	out = append(out, c.checkRisks()...)
 	need(c.Log.Format == "json" || c.Log.Format == "text", "log.format: %q is neither json nor text", c.Log.Format)
 	return out
 }

@@ -66,6 +66,13 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a server that is no LDAP URL":         {strings.Replace(minimal, "ldap://dc1", "http://dc1", 1), "ldap://HOST"},
 		"no keytab":                            {strings.Replace(minimal, "{keytab: k}", "{}", 1), "keytab"},
 		"an exchange certificate for a second": {minimal + "escrow: {exchange_validity: 1s}\n", "exchange_validity"},
+		"a risk that is nobody's":              {minimal + "accept_risk: [{template: T, rule: ESC1, until: 2027-03-31}]\n", "accept_risk[0].by"},
+		"a risk without an end":                {minimal + "accept_risk: [{template: T, rule: ESC1, by: J}]\n", "accept_risk[0].until"},
+		"a risk until no day":                  {minimal + "accept_risk: [{template: T, rule: ESC1, by: J, until: 31.3.2027}]\n", "31.3.2027"},
+		"a risk by a rule that does not exist": {minimal + "accept_risk: [{template: T, rule: ESC99, by: J, until: 2027-03-31}]\n", "ESC99"},
+		"a risk by a rule that finds nothing":  {minimal + "accept_risk: [{template: T, rule: ESC6, by: J, until: 2027-03-31}]\n", "ESC6"},
+		"a risk of nothing":                    {minimal + "accept_risk: [{rule: ESC1, by: J, until: 2027-03-31}]\n", "accept_risk[0].template"},
+		"a risk of two things":                 {minimal + "accept_risk: [{template: T, object: O, rule: ESC1, by: J, until: 2027-03-31}]\n", "accept_risk[0].template"},
 		"an empty file":                        {"", "public_name"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -101,6 +108,18 @@ func TestTheExampleFileNamesEveryValue(t *testing.T) {
 	}
 	if _, err := config.Parse([]byte(strings.Join(all, ""))); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestAnAcceptedRiskEndsWithItsDay(t *testing.T) {
+	c, err := load(t, minimal+"accept_risk:\n  - {template: Kiosk, rule: ESC1, by: Jane Doe, until: 2027-03-31, reason: until the new kiosks}\n  - {object: Corp CA, rule: esc7, by: J, until: 2028-02-28}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := c.Risks()
+	if len(r) != 2 || r[0].Object != "Kiosk" || r[0].By != "Jane Doe" || !r[0].Until.Equal(time.Date(2027, 4, 1, 0, 0, 0, 0, time.UTC)) || r[1].Object != "Corp CA" ||
+		!r[1].Until.Equal(time.Date(2028, 2, 29, 0, 0, 0, 0, time.UTC)) {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -28,7 +28,7 @@ func TestExplainSaysWhatServingDoes(t *testing.T) {
 		{"WS1$", "LabMachine", templates.Allow, "", true},
 		{"WS1$", "LabUserAuth", templates.Deny, "account", false},
 		{"helpdesk", "LabWebServer", templates.Pend, "", false},
-		{"alice", "LabVulnESC1", templates.Deny, "understood", false},
+		{"alice", "LabVulnESC1", templates.Deny, "risk", false},
 		{"alice", "LabOnBehalf", templates.Allow, "", false},
 		{"alice", "User", templates.Deny, "offered", false},
 		{"alice", "Nonsense", templates.Deny, "template", false},

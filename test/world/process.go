@@ -44,6 +44,11 @@ func NewProcess(t testing.TB, w *World, config string) *Process {
 	return p
 }
 
+// Command is another command of the program, with the same configuration.
+func (p *Process) Command(args ...string) *exec.Cmd {
+	return exec.Command(p.binary, append(args, "--config", p.config)...)
+}
+
 // Start runs the process and waits until it can decide.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()
