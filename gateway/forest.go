@@ -12,34 +12,53 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// newForest prepares the connection to the directory.
-func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Directory, error) {
-	c, err := DirectoryConfig(cfg)
+// newForest prepares the connections to the directory, and to that of other domains.
+func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Forest, error) {
+	own, err := DirectoryConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return ldapsync.New(c, log.WithField("part", "directory"))
+	var others []ldapsync.Config
+	for i, d := range cfg.Directory.Domains {
+		c := own
+		c.Servers, c.Domain, c.Site, c.StateFile, c.StartTLS = d.Servers, d.Domain, "", "", d.StartTLS
+		if d.CAFile != "" {
+			c.CAFile = d.CAFile
+		}
+		if d.Bind.Method != "" {
+			if c.Auth, err = auth(d.Bind, cfg.Directory.Krb5Conf); err != nil {
+				return nil, fmt.Errorf("directory.domains[%d].bind: %w", i, err)
+			}
+		}
+		others = append(others, c)
+	}
+	return ldapsync.NewForest(own, others, log.WithField("part", "directory"))
 }
 
 // DirectoryConfig is how the gateway connects to the directory.
-func DirectoryConfig(cfg *config.Config) (ldapsync.Config, error) {
+func DirectoryConfig(cfg *config.Config) (c ldapsync.Config, err error) {
 	d := cfg.Directory
-	c := ldapsync.Config{
+	c = ldapsync.Config{
 		Servers: d.Servers, Domain: d.Domain, Site: d.Site, StartTLS: d.StartTLS, CAFile: d.CAFile,
 		Timeout: d.Timeout, Poll: d.Poll, FullRead: d.FullRead, FailBack: d.FailBack,
 		StateFile: filepath.Join(cfg.Data, "directory.json"),
 	}
-	switch d.Bind.Method {
-	case "simple":
-		password, err := d.Bind.Password.Read()
-		if err != nil {
-			return c, fmt.Errorf("directory.bind.password: %w", err)
-		}
-		c.Auth = ldapsync.Auth{Method: ldapsync.Simple, User: d.Bind.User, Password: string(password)}
-	default:
-		c.Auth = ldapsync.Auth{Method: ldapsync.GSSAPI, Principal: d.Bind.Principal, Keytab: d.Bind.Keytab, Krb5Conf: d.Krb5Conf}
+	if c.Auth, err = auth(d.Bind, d.Krb5Conf); err != nil {
+		return c, fmt.Errorf("directory.bind: %w", err)
 	}
 	return c, nil
+}
+
+// auth is the account that a domain is read as.
+func auth(b config.Bind, krb5Conf string) (ldapsync.Auth, error) {
+	if b.Method != "simple" {
+		return ldapsync.Auth{Method: ldapsync.GSSAPI, Principal: b.Principal, Keytab: b.Keytab, Krb5Conf: krb5Conf}, nil
+	}
+	password, err := b.Password.Read()
+	if err != nil {
+		return ldapsync.Auth{}, fmt.Errorf("password: %w", err)
+	}
+	return ldapsync.Auth{Method: ldapsync.Simple, User: b.User, Password: string(password)}, nil
 }
 
 // ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.

@@ -65,7 +65,7 @@ type Gateway struct {
 	CAs       []*CA
 	Directory Directory
 	// Forest is the live directory, nil where Directory is something else.
-	Forest *ldapsync.Directory
+	Forest *ldapsync.Forest
 
 	before   int64 // the last request that an earlier process recorded
 	now      func() time.Time

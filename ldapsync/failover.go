@@ -174,7 +174,7 @@ func (d *Directory) probe(ctx context.Context, s *session) {
 	}
 	list = slices.DeleteFunc(list, func(c candidate) bool { return c.rank >= s.rank })
 	better, err := d.first(ctx, list)
-	if err == nil {
+	if err == nil && !d.accountsOnly {
 		if _, err = better.readVersions(); err != nil {
 			go better.close()
 		}

@@ -34,7 +34,10 @@ type Directory struct {
 	snapshot  atomic.Pointer[templates.Snapshot]
 	flights   singleflight.Group // connecting, and reading an account
 	subjects  *subjectCache
-	hints     chan struct{} // something may have changed
+	identity  atomic.Pointer[identity]
+	// accountsOnly: nothing but accounts is read, of a domain whose configuration does not matter.
+	accountsOnly bool
+	hints        chan struct{} // something may have changed
 
 	// Owned by Run.
 	saved   time.Time // confirmation that the saved file has

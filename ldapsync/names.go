@@ -7,7 +7,6 @@ import (
 
 	"github.com/go-ldap/ldap/v3"
 
-	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/security"
 )
 
@@ -82,27 +81,14 @@ func (d *Directory) NamesOf(ctx context.Context, sids []security.SID) map[securi
 	return names
 }
 
-// SIDsOf is SIDOf for several. Its errors are *hresult.Error with ServerUnavailable: a rule about an account that cannot be
-// found decides nothing.
-func (d *Directory) SIDsOf(ctx context.Context, names []string) ([]security.SID, error) {
-	var out []security.SID
-	for _, name := range names {
-		sid, err := d.SIDOf(ctx, name)
-		if err != nil {
-			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the account or group %q cannot be found", name)
-		}
-		out = append(out, sid)
-	}
-	return out, nil
-}
-
 // names adds the names of SIDs of the controller's domain.
 func (s *session) names(sids []security.SID, names map[security.SID]string) error {
 	var filter strings.Builder
 	for _, sid := range sids {
 		filter.WriteString("(objectSid=" + ldap.EscapeFilter(string(sid.Bytes())) + ")")
 	}
-	entries, err := s.search(s.root.domainDN, ldap.ScopeWholeSubtree, "(|"+filter.String()+")", []string{"objectSid", "sAMAccountName", "cn"})
+	entries, err := s.search(s.root.domainDN, ldap.ScopeWholeSubtree, "(&(!(objectClass=foreignSecurityPrincipal))(|"+filter.String()+"))",
+		[]string{"objectSid", "sAMAccountName", "cn"})
 	if err != nil {
 		return err
 	}

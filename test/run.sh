@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests with the race detector: first what needs no domain controller, then the rest inside the lab, one package after
+# All tests with the race detector: first what needs no domain controller, then the rest inside the lab, with its second forest, one package after
 # the other, because they change the same accounts. Arguments go to go test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,4 +11,4 @@ go vet ./...
 # shellcheck disable=SC2046  # lists of packages
 go test -race -timeout 15m "$@" $(grep -vE "$inside" <<<"$packages")
 # shellcheck disable=SC2046
-exec test/lab/lab.sh ns go test -race -count=1 -p 1 -timeout 15m "$@" $(grep -E "$inside" <<<"$packages")
+LAB_FOREIGN=yes exec test/lab/lab.sh ns go test -race -count=1 -p 1 -timeout 15m "$@" $(grep -E "$inside" <<<"$packages")

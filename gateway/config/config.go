@@ -71,31 +71,6 @@ type Kerberos struct {
 	PasswordLogon     bool          `yaml:"password_logon"` // also user name and password, checked with the KDC
 }
 
-// Directory is how domain controllers are reached.
-type Directory struct {
-	Servers  []string      `yaml:"servers"`
-	Domain   string        `yaml:"domain"`
-	Site     string        `yaml:"site"`
-	StartTLS bool          `yaml:"starttls"`
-	CAFile   string        `yaml:"ca_file"`
-	Bind     Bind          `yaml:"bind"`
-	Krb5Conf string        `yaml:"krb5_conf"`
-	MaxAge   time.Duration `yaml:"max_age"`
-	Poll     time.Duration `yaml:"poll"`
-	FullRead time.Duration `yaml:"full_read"`
-	FailBack time.Duration `yaml:"fail_back"`
-	Timeout  time.Duration `yaml:"timeout"`
-}
-
-// Bind is the account that reads the directory.
-type Bind struct {
-	Method    string `yaml:"method"` // gssapi or simple
-	Principal string `yaml:"principal"`
-	Keytab    string `yaml:"keytab"`
-	User      string `yaml:"user"`
-	Password  Secret `yaml:"password"`
-}
-
 // Policy is how the policy server presents itself.
 type Policy struct {
 	ID           string `yaml:"id"`
@@ -230,6 +205,10 @@ func (c *Config) resolve(dir string) {
 	dir, _ = filepath.Abs(dir)
 	paths := []*string{&c.Data, &c.Secret.File, &c.TLS.Certificate, &c.TLS.Key, &c.Kerberos.Keytab, &c.Directory.CAFile,
 		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf}
+	for i := range c.Directory.Domains {
+		d := &c.Directory.Domains[i]
+		paths = append(paths, &d.CAFile, &d.Bind.Keytab, &d.Bind.Password.File)
+	}
 	for i := range c.CAs {
 		l := &c.CAs[i].Local
 		s := &c.CAs[i].StepCA
@@ -260,25 +239,7 @@ func (c *Config) Check() []string {
 	need(c.Kerberos.Keytab != "", "kerberos.keytab: missing; export the keys of the account that holds the SPN HTTP/%s", c.PublicName)
 	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
 	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
-	need(len(c.Directory.Servers) > 0 || c.Directory.Domain != "", "directory: servers or domain is missing; name the domain controllers, such as ldap://dc1.corp.example, or the domain whose controllers are in DNS")
-	need(c.Directory.Site == "" || len(c.Directory.Servers) == 0, "directory.site: has no effect beside servers; give it with domain alone")
-	need(min(c.Directory.MaxAge, c.Directory.Poll, c.Directory.FullRead, c.Directory.FailBack, c.Directory.Timeout) >= 0, "directory: a time is negative")
-	need(c.Directory.MaxAge == 0 || c.Directory.MaxAge >= 2*time.Minute, "directory.max_age: %s is less than two minutes; what is confirmed all the time may be half a minute old", c.Directory.MaxAge)
-	for _, s := range c.Directory.Servers {
-		u, err := url.Parse(s)
-		need(err == nil && (u.Scheme == "ldap" || u.Scheme == "ldaps") && u.Host != "", "directory.servers: %q is not ldap://HOST or ldaps://HOST", s)
-		if err == nil && u.Scheme == "ldap" && !c.Directory.StartTLS {
-			need(c.Directory.Bind.Method == "gssapi", "directory.servers: a simple bind over %s would send the password in the clear; use ldaps:// or starttls", s)
-		}
-	}
-	switch b := c.Directory.Bind; b.Method {
-	case "gssapi":
-		need(b.Principal != "", "directory.bind.principal: missing; name the account whose key is in the keytab")
-	case "simple":
-		need(b.User != "" && b.Password.Set(), "directory.bind: user and password (file or env) are needed for a simple bind")
-	default:
-		need(false, "directory.bind.method: %q is neither gssapi nor simple", b.Method)
-	}
+	c.Directory.check(need)
 	need(len(c.CAs) > 0, "cas: missing; name at least one CA as the directory publishes it")
 	seen := map[string]bool{}
 	for i, ca := range c.CAs {

@@ -95,6 +95,16 @@ func ParseSIDText(s string) (SID, error) {
 	return ParseSID(b)
 }
 
+// Domain is the SID of the domain that an account's or group's SID is of; ok is false for those of no domain, such as
+// S-1-5-32-544 ([MS-DTYP] 2.4.2.4).
+func (s SID) Domain() (domain SID, ok bool) {
+	i := strings.LastIndexByte(string(s), '-')
+	if !strings.HasPrefix(string(s), "S-1-5-21-") || strings.Count(string(s), "-") != 7 {
+		return "", false
+	}
+	return s[:i], true
+}
+
 // Bytes returns the binary form, or nil if s is not a SID.
 func (s SID) Bytes() []byte {
 	parts := strings.Split(string(s), "-")

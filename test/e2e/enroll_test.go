@@ -163,7 +163,7 @@ func TestPoliciesAreTailored(t *testing.T) {
 		"bob":      {"LabUserAuth", "LabV4"},
 		"helpdesk": {"LabEnrollmentAgent", "LabUserAuth", "LabV4", "LabWebServer"},
 		"WS1$":     {"LabMachine"},
-		"kra1":     {"LabKRA", "LabUserAuth", "LabV4"},
+		"kra1":     {"LabKRA", "LabOnBehalf", "LabUserAuth", "LabV4"},
 	} {
 		t.Run(account, func(t *testing.T) {
 			c := w.Client(t, account)

@@ -18,6 +18,19 @@ func Need(t testing.TB) {
 	}
 }
 
+// NeedForeign skips a test where the lab has no second forest. In CI it fails instead.
+func NeedForeign(t testing.TB) {
+	t.Helper()
+	Need(t)
+	switch {
+	case os.Getenv("LAB_PART_REALM") != "":
+	case os.Getenv("CI") != "":
+		t.Fatal("the lab has no second forest: this must not be skipped here")
+	default:
+		t.Skip("needs the lab's second forest: run make test, or LAB_FOREIGN=yes test/lab/lab.sh ns go test …")
+	}
+}
+
 // Missing skips a test that lacks something which test/deps.sh installs, but fails it in CI.
 func Missing(t testing.TB, what string) {
 	t.Helper()
