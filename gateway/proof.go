@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/ledger"
@@ -77,6 +78,9 @@ func (g *Gateway) parties(ctx context.Context, caller templates.Caller, r *wcce.
 	if err != nil || r.RequestorName == "" {
 		in.Subject = own
 		return in, err
+	}
+	if !strings.EqualFold(caller.Realm, own.Domain.DNS) { // as Decide requires of a caller who is the subject
+		return in, hresult.New(hresult.AccessDenied, "the ticket of %s names the SID of an account of the domain %s", caller.Principal, own.Domain.DNS)
 	}
 	in.CallerDisabled = own.Disabled
 	if in.Subject, err = g.Directory.SubjectByName(ctx, r.RequestorName); err != nil {

@@ -166,7 +166,12 @@ func checkVersion(in Input, t *Template, c *checks) {
 
 func checkAccount(in Input, t *Template, c *checks) {
 	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.4.1"
+	onBehalf := in.Request != nil && in.Request.RequestorName != ""
 	switch {
+	case in.Caller.Realm != "" && !onBehalf && !strings.EqualFold(in.Caller.Realm, in.Subject.Domain.DNS):
+		// A domain that is trusted vouches for its own accounts only, whatever SID it writes into a ticket.
+		c.fail(hresult.AccessDenied, "account", "ask the administrators of "+in.Caller.Realm+" about the ticket",
+			"the ticket of %s names the SID of an account of the domain %s", in.Caller.Principal, in.Subject.Domain.DNS)
 	case in.CallerDisabled:
 		c.fail(hresult.AccountDisabled, "account", "enable the account", "the account %s is disabled", in.Caller.Principal)
 	case in.Subject.Disabled:

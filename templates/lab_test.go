@@ -220,6 +220,10 @@ func TestDecisions(t *testing.T) {
 			in.Hazards = map[string][]Hazard{"LabVulnESC1": {{Rule: "ESC1", Text: "anybody", Fix: "approve", Spec: "[MS-CRTD] 2.28"}}}
 		}, Deny, hresult.NotSupported, "risk"},
 		{"a request on behalf of somebody else is refused", "LabUserAuth", nil, func(in *Input) { in.Request.RequestorName = `LAB\bob` }, Deny, hresult.RestrictedOfficer, "on-behalf-of"},
+		{"a trusted realm vouches for its own accounts only", "LabUserAuth", nil, func(in *Input) {
+			in.Caller.Realm, in.Subject.Domain = "PART.TEST", Domain{DNS: "lab.test"}
+		}, Deny, hresult.AccessDenied, "account"},
+		{"and for those it does", "LabUserAuth", nil, func(in *Input) { in.Caller.Realm, in.Subject.Domain = "PART.TEST", Domain{DNS: "part.test"} }, Allow, 0, ""},
 		{"an old picture of the directory decides nothing", "LabUserAuth", nil, func(in *Input) { in.MaxAge, in.Now = time.Hour, in.Now.Add(2*time.Hour) }, Deny, hresult.ServerUnavailable, "directory"},
 		{"no picture of the directory decides nothing", "LabUserAuth", nil, func(in *Input) { in.Snapshot = nil }, Deny, hresult.ServerUnavailable, "directory"},
 		{"a ticket for another SID than the directory's is refused", "LabUserAuth", nil, func(in *Input) { in.Subject.SID = "S-1-5-21-1-2-3-4" }, Deny, hresult.AccessDenied, "sid"},

@@ -159,9 +159,9 @@ func TestRefusalsSayWhy(t *testing.T) {
 func TestPoliciesAreTailored(t *testing.T) {
 	w := world.Start(t)
 	for account, want := range map[string][]string{
-		"alice":    {"LabUserAuth", "LabUserSMIME", "LabV4"},
-		"bob":      {"LabUserAuth", "LabV4"},
-		"helpdesk": {"LabEnrollmentAgent", "LabUserAuth", "LabV4", "LabWebServer"},
+		"alice":    {"LabOnBehalf", "LabUserAuth", "LabUserSMIME", "LabV4"},
+		"bob":      {"LabOnBehalf", "LabUserAuth", "LabV4"},
+		"helpdesk": {"LabEnrollmentAgent", "LabOnBehalf", "LabUserAuth", "LabV4", "LabWebServer"},
 		"WS1$":     {"LabMachine"},
 		"kra1":     {"LabKRA", "LabOnBehalf", "LabUserAuth", "LabV4"},
 	} {
