@@ -58,7 +58,7 @@ func (f *Forest) addLocked(c Config) error {
 	if err != nil {
 		return fmt.Errorf("domain %s: %w", c.Domain, err)
 	}
-	d.accountsOnly = true
+	d.accountsOnly, d.resolver, d.dial = true, f.resolver, f.dial
 	f.others = append(f.others, d)
 	return nil
 }

@@ -1,13 +1,21 @@
 package e2e
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/enrollgate/enrollgate/gateway/client"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/soap"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -63,4 +71,68 @@ func TestExplainSaysWhatServingDoes(t *testing.T) {
 	}) {
 		t.Errorf("without an agent: %+v, %v", e, err)
 	}
+}
+
+// What explain says of each account and template is what becomes of a good request by that account for that template.
+func TestExplainAgreesWithEveryRequest(t *testing.T) {
+	w := world.Start(t)
+	agent := mustEnroll(t, client.Options{PolicyURL: "https://" + world.Env("LAB_GATEWAY") + soap.Kerberos.CEPPath, HTTP: w.Client(t, "helpdesk").HTTP, Template: "LabEnrollmentAgent"})
+	rsaKey, ecKey := testpki.RSA(t, 2048), mustECKey(t)
+	count := map[templates.Outcome]int{}
+	for _, account := range []string{"alice", "bob", "carol", "erin", "helpdesk", "kra1", "WS1$"} {
+		c := w.Client(t, account)
+		explained, err := w.ExplainAll(t.Context(), account, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		exchange := c.Exchange(t)
+		for _, e := range explained {
+			tmpl := w.Directory.Snapshot().TemplateByName(e.Template)
+			o := wcce.RequestOptions{Key: rsaKey, Extensions: []wcce.Extension{{OID: wcce.OIDTemplateName, Value: wcce.BMPString(e.Template)},
+				{OID: "1.2.3.4.5", Value: []byte{5, 0}}}}
+			if strings.HasPrefix(tmpl.AsymmetricAlg, "EC") {
+				o.Key = ecKey
+			}
+			if tmpl.Archives() {
+				o.Exchange = exchange
+			}
+			if tmpl.EnrolleeSuppliesSubject() {
+				if o.Subject, err = client.SubjectDER("CN=www.lab.test"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tmpl.RASignatures > 0 {
+				o.Signers = []wcce.RequestSigner{{Certificate: agent.Certificate, Key: agent.Key}}
+			}
+			der, err := wcce.NewRequest(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			reply, err := c.Submit(t, der)
+			served := templates.Allow
+			switch {
+			case err != nil:
+				served = templates.Deny
+			case reply.Pending:
+				served = templates.Pend
+			}
+			count[served]++
+			if served != e.Outcome || served == templates.Deny && hresult.From(err).Code != hresult.From(e.Err()).Code {
+				t.Errorf("%s, %s: explained %s (%v), served %s (%v)", account, e.Template, e.Outcome, e.Err(), served, err)
+			}
+		}
+	}
+	t.Logf("%v", count)
+	if count[templates.Allow] == 0 || count[templates.Pend] == 0 || count[templates.Deny] == 0 {
+		t.Errorf("not every outcome: %v", count)
+	}
+}
+
+func mustECKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
