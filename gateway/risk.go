@@ -97,7 +97,7 @@ func (g *Gateway) ownRisks(configPath string) risk.Gateway {
 		}
 		return info.Mode().Perm()
 	}
-	own := risk.Gateway{Data: g.Config.Data, DataMode: mode(g.Config.Data), Config: configPath, ConfigMode: mode(configPath), AcceptsRC4: g.Config.Kerberos.AllowRC4}
+	own := risk.Gateway{Data: g.Config.Data, DataMode: mode(g.Config.Data), Config: configPath, ConfigMode: mode(configPath), AcceptsRC4: g.Config.Kerberos.AllowRC4, NeedBinding: g.Config.Kerberos.ChannelBinding}
 	for _, ca := range g.CAs {
 		own.CAs = append(own.CAs, ca.Name)
 	}

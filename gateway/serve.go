@@ -141,7 +141,7 @@ func (g *Gateway) acceptorOptions(cert *certificateFile) kerberos.Options {
 	k := g.Config.Kerberos
 	return kerberos.Options{
 		KeytabFile: k.Keytab, SPNs: k.ServicePrincipals, Realms: k.Realms, AllowRC4: k.AllowRC4, MaxClockSkew: k.MaxClockSkew,
-		ServerCertificates: cert.leaves, Log: g.Log,
+		ServerCertificates: cert.leaves, RequireChannelBinding: k.ChannelBinding, Log: g.Log,
 	}
 }
 

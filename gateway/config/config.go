@@ -68,7 +68,8 @@ type Kerberos struct {
 	Realms            []string      `yaml:"realms"`
 	MaxClockSkew      time.Duration `yaml:"max_clock_skew"`
 	AllowRC4          bool          `yaml:"allow_rc4"`
-	PasswordLogon     bool          `yaml:"password_logon"` // also user name and password, checked with the KDC
+	ChannelBinding    bool          `yaml:"require_channel_binding"` // refuse clients that do not bind their ticket to the TLS connection
+	PasswordLogon     bool          `yaml:"password_logon"`          // also user name and password, checked with the KDC
 }
 
 // Policy is how the policy server presents itself.

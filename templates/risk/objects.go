@@ -130,7 +130,7 @@ func (f *finder) own() {
 	if !f.gateway.NeedBinding {
 		f.add(Finding{Rule: "ESC8", Severity: Note, Kind: KindGateway, Object: "listen.https",
 			How: "Clients that bind their ticket to the TLS channel are checked; clients that do not, such as old ones, are let in. A ticket for this gateway could be relayed from such a client by who already sits inside its TLS connection.",
-			Fix: "nothing that the configuration offers; keep the TLS key and the SPN to this machine"})
+			Fix: "set kerberos.require_channel_binding, once every client binds its ticket; keep the TLS key and the SPN to this machine"})
 	}
 	if f.gateway.AcceptsRC4 {
 		f.add(Finding{Rule: "kerberos-rc4", Severity: Warning, Kind: KindGateway, Object: "kerberos.allow_rc4",
