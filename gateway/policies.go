@@ -115,7 +115,8 @@ func (g *Gateway) Policies(_ context.Context, caller templates.Caller, req soap.
 	// The versions that templates name have four bits; a larger one filters nothing.
 	req.ClientVersion, req.ServerVersion = min(max(req.ClientVersion, 0), 16), min(max(req.ServerVersion, 0), 16)
 	_, generation := g.hazards(s)
-	filter := fmt.Sprintf("%d %d %d %t ", generation, req.ClientVersion, req.ServerVersion, renewalOnly)
+	// The day: periods shrink as a CA gets old.
+	filter := fmt.Sprintf("%d %d %d %t %d ", generation, req.ClientVersion, req.ServerVersion, renewalOnly, g.now().Unix()/86400)
 	return g.policies.lookup(s, caller, filter, func() *soap.Policies { return g.buildPolicies(s, caller, req, renewalOnly) }), nil
 }
 
@@ -129,7 +130,7 @@ func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, 
 		if service == nil {
 			continue
 		}
-		index := -1
+		index, end := -1, ca.issuing().NotAfter
 		for _, t := range s.Templates {
 			enroll, auto := templates.Rights(t, service, caller)
 			enroll = enroll || renewalOnly && templates.RenewsByKey(t)
@@ -146,6 +147,10 @@ func (g *Gateway) buildPolicies(s *templates.Snapshot, caller templates.Caller, 
 				p = policyOf(s, t)
 				offers[t] = p
 			}
+			// Of several CAs the one that ends first counts: the client may go to any.
+			validity, overlap := templates.Periods(t, end, g.now())
+			p.ValidityPeriodSeconds = min(p.ValidityPeriodSeconds, uint64(validity.Seconds()))
+			p.RenewalPeriodSeconds = min(p.RenewalPeriodSeconds, uint64(overlap.Seconds()))
 			p.Enroll, p.AutoEnroll = true, p.AutoEnroll || auto
 			p.CAs = append(p.CAs, index)
 		}

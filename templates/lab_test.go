@@ -346,6 +346,28 @@ func TestTheProfileIsComplete(t *testing.T) {
 	}
 }
 
+// A client that is told to renew six weeks before the end of a certificate of a month would renew all the time.
+func TestTheTimeOfRenewalIsCutWithTheValidity(t *testing.T) {
+	const day = 24 * time.Hour
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	tmpl := &Template{Validity: 365 * day, Overlap: 42 * day}
+	for name, c := range map[string]struct {
+		end               time.Time
+		validity, overlap time.Duration
+	}{
+		"a CA without an end": {time.Time{}, 365 * day, 42 * day},
+		"a young CA":          {now.Add(1000 * day), 365 * day, 42 * day},
+		"a CA with a year":    {now.Add(365 * day), 365 * day, 42 * day},
+		"a CA with a month":   {now.Add(73 * day / 2), 73 * day / 2, 21 * day / 5},
+		"a CA that is at end": {now, 0, 0},
+		"a CA that has ended": {now.Add(-day), 0, 0},
+	} {
+		if validity, overlap := Periods(tmpl, c.end, now); validity != c.validity || (overlap-c.overlap).Abs() > time.Second {
+			t.Errorf("%s: %v and %v, want %v and %v", name, validity, overlap, c.validity, c.overlap)
+		}
+	}
+}
+
 func TestValidityEndsWithTheCA(t *testing.T) {
 	f := recordedForest(t)
 	in := f.as(t, "alice", "Alice Archer", "LabUserAuth")

@@ -89,6 +89,18 @@ func addValidity(in Input, t *Template, c *checks, p *CertificateProfile) {
 	c.pass("validity", "until %s%s", p.NotAfter.Format(time.RFC3339), capped)
 }
 
+// Periods are how long certificates of the template are valid, and how long before the end clients renew, under a CA that ends
+// at notAfter (zero: never). What the CA cuts off the one is cut off the other in proportion: else a client would be in its time
+// of renewal from the first day, and renew every few hours.
+func Periods(t *Template, notAfter, now time.Time) (validity, overlap time.Duration) {
+	left := notAfter.Sub(now)
+	if notAfter.IsZero() || left >= t.Validity || t.Validity <= 0 {
+		return t.Validity, t.Overlap
+	}
+	left = max(left, 0)
+	return left, time.Duration(float64(t.Overlap) * (float64(left) / float64(t.Validity)))
+}
+
 // addTemplateExtension adds the Certificate Template extension, without which a Windows client ends in
 // CERTSRV_E_PROPERTY_EMPTY: OID and version for schema 2 and later, else the name ([MS-WCCE] 2.2.2.7.7).
 func addTemplateExtension(t *Template, p *CertificateProfile) {

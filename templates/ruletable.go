@@ -35,7 +35,7 @@ func AttributeRules() []Rule {
 		{"pKIExtendedKeyUsage", "[MS-CRTD] 2.12", "the purposes, where there are no application policies", testProfile},
 		{"pKIKeyUsage", "[MS-CRTD] 2.13", "the key usage, as it fits an RSA or an elliptic curve key", testProfile},
 		{"pKIMaxIssuingDepth", "[MS-CRTD] 2.14", "for CAs only, which are refused", testFlags},
-		{"pKIOverlapPeriod", "[MS-CRTD] 2.15", "told to clients: how long before the end they renew", "TestPoliciesSurviveTheWire"},
+		{"pKIOverlapPeriod", "[MS-CRTD] 2.15", "told to clients: how long before the end they renew; cut as the CA cuts the validity", "TestTheTimeOfRenewalIsCutWithTheValidity"},
 		{"msPKI-Template-Schema-Version", "[MS-CRTD] 2.16", "1 to 4; any other is refused", testDecide},
 		{"msPKI-Template-Minor-Revision", "[MS-CRTD] 2.17", "as revision", testDecide},
 		{"msPKI-RA-Signature", "[MS-CRTD] 2.18", "how many others have to sign the request; a key that signs twice counts once", testSigners},

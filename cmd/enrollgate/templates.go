@@ -158,7 +158,10 @@ func showTemplate(w *tabwriter.Writer, t *templates.Template, rights []right, un
 	row(w, "Validity", days(t.Validity))
 	row(w, "Renewal", days(t.Overlap)+" before the end")
 	row(w, "Purposes", strings.Join(t.Policies(), ", "))
+	row(w, "Issuance policies", strings.Join(t.IssuancePolicies, ", "))
 	row(w, "Minimum key size", t.MinKeySize)
+	row(w, "Signatures of others", strings.TrimSpace(fmt.Sprintf("%d %s", t.RASignatures, strings.Join(slices.Concat(t.RAAppPolicies, t.RAPolicies), ", "))))
+	row(w, "Supersedes", strings.Join(t.Supersedes, ", "))
 	row(w, "Providers", strings.Join(t.Providers, ", "))
 	for _, f := range t.Flags() {
 		row(w, f.Attribute, f.Value+"  "+f.Meaning)
