@@ -23,7 +23,7 @@ func (b backend) Policies(ctx context.Context, caller templates.Caller, req soap
 }
 
 func (b backend) Enroll(ctx context.Context, caller templates.Caller, req soap.TokenRequest) (*soap.TokenReply, error) {
-	s := Submission{Caller: caller, CA: req.CA, Transport: b.transport, Request: req.Token}
+	s := Submission{Renews: clientCertificate(ctx), Caller: caller, CA: req.CA, Transport: b.transport, Request: req.Token}
 	for _, item := range req.Context {
 		s.Attributes = append(s.Attributes, wcce.NameValue(item))
 	}

@@ -26,7 +26,10 @@ type Submission struct {
 	Caller    templates.Caller
 	CA        string // as the client named it
 	Transport string // transportKerberos or another
-	Request   []byte // PKCS#10, CMC or PKCS#7
+	// Renews is the client certificate that the caller is known by. A request that says nothing of a renewal renews it: TLS
+	// has proven the old key as a signature in the request would.
+	Renews  *x509.Certificate
+	Request []byte // PKCS#10, CMC or PKCS#7
 	// Attributes came beside the request ([MS-WCCE] 2.2.2.7.10). Only CertificateTemplate is used: names in attributes
 	// would let a client choose its own subject.
 	Attributes []wcce.NameValue
@@ -142,6 +145,13 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	f, err := g.facts(ctx, request)
 	if err != nil {
 		return nil, err
+	}
+	if s.Renews != nil && f.Renewal == nil {
+		proof, err := g.proof(ctx, s.Renews)
+		if err != nil {
+			return nil, err
+		}
+		f.Renewal = &proof
 	}
 	if f.Renewal != nil && !f.ArchivedKey {
 		// A renewal that keeps its key need not enclose it again. What a client says about an old certificate proves

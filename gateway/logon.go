@@ -39,8 +39,17 @@ func (g *Gateway) certificateHandler() http.Handler {
 			http.Error(w, e.ClientText(), http.StatusForbidden)
 			return
 		}
-		services.ServeHTTP(w, r.WithContext(kerberos.WithCaller(r.Context(), caller)))
+		ctx := context.WithValue(r.Context(), clientCertificateKey{}, r.TLS.PeerCertificates[0])
+		services.ServeHTTP(w, r.WithContext(kerberos.WithCaller(ctx, caller)))
 	})
+}
+
+type clientCertificateKey struct{}
+
+// clientCertificate is what the caller of a request is known by; nil where it is not a certificate.
+func clientCertificate(ctx context.Context) *x509.Certificate {
+	cert, _ := ctx.Value(clientCertificateKey{}).(*x509.Certificate)
+	return cert
 }
 
 // certificateCaller is the account that the client's certificate was issued to, with the groups that it has now. What the

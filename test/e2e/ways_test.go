@@ -13,6 +13,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/client"
 	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -153,23 +154,34 @@ func TestACertificateIsRenewedWithoutKerberos(t *testing.T) {
 		t.Errorf("renewed: %v", second.Certificate.Subject)
 	}
 
-	// Who is known by a certificate alone may do nothing else with it.
+	// A request that says nothing of a renewal renews the client certificate, and gets nothing else.
 	c := soap.Client{HTTP: byCertificate(w, second, "LabUserAuth").HTTP}
-	der, _ := world.Request(t, "LabUserAuth", nil)
-	_, err := c.RequestToken(t.Context(), "https://"+world.Env("LAB_GATEWAY")+certificateListener+strings.ReplaceAll(soap.Certificate.CESPath(world.CAName), " ", "%20"),
-		soap.TokenRequest{Kind: soap.Issue, Token: der})
-	wantFault(t, err, hresult.AccessDenied, "may only renew")
+	ask := func(template string) error {
+		der, _ := world.Request(t, template, nil)
+		_, err := c.RequestToken(t.Context(), "https://"+world.Env("LAB_GATEWAY")+certificateListener+strings.ReplaceAll(soap.Certificate.CESPath(world.CAName), " ", "%20"),
+			soap.TokenRequest{Kind: soap.Issue, Token: der})
+		return err
+	}
+	if err := ask("LabUserAuth"); err != nil {
+		t.Error(err)
+	}
+	err := ask("LabOnBehalf")
+	wantFault(t, err, hresult.SignaturePolicyRequired)
+	row, err := w.Ledger.List(t.Context(), ledger.Denied, 1)
+	if err != nil || !slices.ContainsFunc(row[0].Checks, func(c templates.Check) bool { return !c.Pass && c.Name == "renewal" && c.Code == 0 }) {
+		t.Errorf("the certificate of one template renewed another: %+v, %v", row, err)
+	}
 
 	// A certificate that this gateway did not issue, and one that was revoked, prove nothing.
 	key, cert := testpki.Agent(t, "alice", time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	foreign := &client.Result{Certificate: cert, Key: key}
 	_, err = client.Enroll(t.Context(), byCertificate(w, foreign, "LabUserAuth"))
 	wantFault(t, err, hresult.AccessDenied, "no CA of this gateway has issued it")
-	row, err := w.Ledger.BySerial(t.Context(), world.CAName, second.Certificate.SerialNumber.Text(16))
+	issued, err := w.Ledger.BySerial(t.Context(), world.CAName, second.Certificate.SerialNumber.Text(16))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Revoke(t.Context(), row, "test", 1); err != nil {
+	if err := w.Revoke(t.Context(), issued, "test", 1); err != nil {
 		t.Fatal(err)
 	}
 	_, err = client.Enroll(t.Context(), byCertificate(w, second, "LabUserAuth"))
