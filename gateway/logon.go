@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
 	"net/http"
 	"slices"
@@ -97,10 +98,16 @@ func (g *Gateway) newPasswordHandler(cert *certificateFile) (http.Handler, error
 		if err := brake.check(host); err != nil {
 			return templates.Caller{}, err
 		}
+		began := time.Now()
 		caller, err := g.passwordCaller(ctx, logon, user, password)
 		if err != nil {
 			brake.failed(host)
-			g.Log.WithError(err).WithField("remote", remote).WithField("user", user).Warn("user name and password refused")
+			// Refusals take as long as each other: how far one came is nobody's business.
+			select {
+			case <-time.After(time.Until(began.Add(refusalTime))):
+			case <-ctx.Done():
+			}
+			g.Log.WithError(errors.Join(err, errors.Unwrap(err))).WithField("remote", remote).WithField("user", user).Warn("user name and password refused")
 		}
 		return caller, err
 	}
@@ -109,11 +116,10 @@ func (g *Gateway) newPasswordHandler(cert *certificateFile) (http.Handler, error
 
 // passwordCaller finds the account's own name and realm, alice, CORP\alice or alice@corp.example, and logs it on.
 func (g *Gateway) passwordCaller(ctx context.Context, logon *kerberos.PasswordLogin, user, password string) (templates.Caller, error) {
-	wrong := hresult.New(hresult.LogonFailure, "user name or password is wrong")
 	subject, err := g.Directory.SubjectByName(ctx, user)
 	switch {
-	case err != nil && hresult.From(err).Code == hresult.NoSuchUser, err == nil && subject.Domain.DNS == "":
-		return templates.Caller{}, wrong
+	case err != nil && hresult.From(err).Code == hresult.NoSuchUser:
+		return templates.Caller{}, kerberos.WrongPassword(err)
 	case err != nil:
 		return templates.Caller{}, err
 	}
@@ -131,6 +137,9 @@ type attempts struct {
 	count int
 	since time.Time
 }
+
+// refusalTime is how long a refused logon takes, more than a KDC needs.
+const refusalTime = time.Second
 
 const (
 	brakeAfter  = 20 // failures from one address

@@ -2,6 +2,7 @@ package kerberos
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -35,7 +36,8 @@ func NewPasswordLogin(opts Options, spn, configFile string) (*PasswordLogin, err
 
 // Login logs on as principal, name@REALM, once, and opens the ticket for this service that comes of it: who else answers in
 // place of the KDC cannot make one. Attempts count at the KDC as any others do, which locks accounts by the domain's policy.
-// Errors are *hresult.Error; a wrong name and a wrong password are the same one.
+// Errors are *hresult.Error; every refusal by the KDC is the same one, with the reason as its cause: who has no password is
+// not told which accounts there are, and in which state.
 func (l *PasswordLogin) Login(ctx context.Context, principal, password string) (templates.Caller, error) {
 	select {
 	case l.slots <- struct{}{}:
@@ -66,9 +68,11 @@ func (l *PasswordLogin) Login(ctx context.Context, principal, password string) (
 	}
 }
 
+var errNoPassword = errors.New("the password is empty")
+
 func (l *PasswordLogin) token(principal, password string) ([]byte, error) {
 	if password == "" {
-		return nil, hresult.New(hresult.LogonFailure, "the password is empty")
+		return nil, errNoPassword
 	}
 	c, err := NewClient(ClientOptions{Principal: principal, Password: password, ConfigFile: l.config})
 	if err != nil {
@@ -78,25 +82,20 @@ func (l *PasswordLogin) token(principal, password string) ([]byte, error) {
 	return c.Token(l.spn)
 }
 
+// WrongPassword is what is said about every name and password that the KDC does not take.
+func WrongPassword(cause error) error {
+	return hresult.Wrap(hresult.LogonFailure, cause, "user name or password is wrong, or the account may not log on: it is locked, disabled or expired")
+}
+
 // loginError reads the error names of RFC 4120 7.5.9, which the library gives as text only.
 func loginError(err error) error {
-	text := err.Error()
-	for _, k := range []struct {
-		name string
-		code hresult.Code
-		text string
-	}{
-		{"KDC_ERR_PREAUTH_FAILED", hresult.LogonFailure, "user name or password is wrong"},
-		{"KDC_ERR_C_PRINCIPAL_UNKNOWN", hresult.LogonFailure, "user name or password is wrong"},
-		{"KDC_ERR_CLIENT_REVOKED", hresult.AccountLocked, "the account is locked, disabled or expired"},
-		{"KDC_ERR_KEY_EXPIRED", hresult.PasswordExpired, "the password has expired; set a new one"},
-	} {
-		if strings.Contains(text, k.name) {
-			return hresult.Wrap(k.code, err, "%s", k.text)
+	for _, refusal := range []string{"KDC_ERR_PREAUTH_FAILED", "KDC_ERR_C_PRINCIPAL_UNKNOWN", "KDC_ERR_CLIENT_REVOKED", "KDC_ERR_KEY_EXPIRED", "KDC_ERR_POLICY"} {
+		if strings.Contains(err.Error(), refusal) {
+			return WrongPassword(err)
 		}
 	}
-	if e := hresult.From(err); e.Code == hresult.LogonFailure {
-		return e
+	if errors.Is(err, errNoPassword) {
+		return WrongPassword(err)
 	}
 	return hresult.Wrap(hresult.ServerUnavailable, err, "the password cannot be checked now; try again")
 }

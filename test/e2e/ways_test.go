@@ -116,7 +116,7 @@ func TestWrongPasswordsLockTheAccountAsTheDomainSays(t *testing.T) {
 		}
 	}
 	_, err := client.Enroll(t.Context(), byPassword(w, "bob", world.Env("LAB_PASSWORD"), "LabUserAuth"))
-	wantFault(t, err, hresult.AccountLocked, "locked, disabled or expired")
+	wantFault(t, err, hresult.LogonFailure, "locked, disabled or expired")
 	setAttribute(t, bob, "lockoutTime", "0")
 	mustEnroll(t, byPassword(w, "bob", world.Env("LAB_PASSWORD"), "LabUserAuth"))
 }

@@ -64,9 +64,7 @@ const (
 	KeyAttestation           Code = 0x8009481A // CERTSRV_E_KEY_ATTESTATION
 	NoSuchUser               Code = 0x80070525 // ERROR_NO_SUCH_USER
 	LogonFailure             Code = 0x8007052E // ERROR_LOGON_FAILURE
-	PasswordExpired          Code = 0x80070532 // ERROR_PASSWORD_EXPIRED
 	AccountDisabled          Code = 0x80070533 // ERROR_ACCOUNT_DISABLED
-	AccountLocked            Code = 0x80070775 // ERROR_ACCOUNT_LOCKED_OUT
 	InvalidMessageFormat     Code = 0x803D0000 // WS_E_INVALID_FORMAT
 )
 
@@ -93,8 +91,8 @@ var names = map[Code]string{
 	SubjectEmailRequired: "CERTSRV_E_SUBJECT_EMAIL_REQUIRED", UnknownCertType: "CERTSRV_E_UNKNOWN_CERT_TYPE",
 	TooManySignatures: "CERTSRV_E_TOO_MANY_SIGNATURES", RenewalBadPublicKey: "CERTSRV_E_RENEWAL_BAD_PUBLIC_KEY",
 	InvalidEK: "CERTSRV_E_INVALID_EK", KeyAttestation: "CERTSRV_E_KEY_ATTESTATION",
-	LogonFailure: "ERROR_LOGON_FAILURE", PasswordExpired: "ERROR_PASSWORD_EXPIRED", AccountLocked: "ERROR_ACCOUNT_LOCKED_OUT",
-	NoSuchUser: "ERROR_NO_SUCH_USER", AccountDisabled: "ERROR_ACCOUNT_DISABLED", InvalidMessageFormat: "WS_E_INVALID_FORMAT",
+	LogonFailure: "ERROR_LOGON_FAILURE",
+	NoSuchUser:   "ERROR_NO_SUCH_USER", AccountDisabled: "ERROR_ACCOUNT_DISABLED", InvalidMessageFormat: "WS_E_INVALID_FORMAT",
 }
 
 // String returns the hexadecimal value and, where known, the symbolic name: "0x80094012 CERTSRV_E_TEMPLATE_DENIED".
