@@ -29,17 +29,9 @@ func DirectoryConfig(cfg *config.Config) (ldapsync.Config, error) {
 		Timeout: d.Timeout, Poll: d.Poll, FullRead: d.FullRead, FailBack: d.FailBack,
 		StateFile: filepath.Join(cfg.Data, "directory.json"),
 	}
-	switch d.Bind.Method {
-	case "simple":
-		password, err := d.Bind.Password.Read()
-		if err != nil {
-			return c, fmt.Errorf("directory.bind.password: %w", err)
-		}
-		c.Auth = ldapsync.Auth{Method: ldapsync.Simple, User: d.Bind.User, Password: string(password)}
-	default:
-		c.Auth = ldapsync.Auth{Method: ldapsync.GSSAPI, Principal: d.Bind.Principal, Keytab: d.Bind.Keytab, Krb5Conf: d.Krb5Conf}
-	}
-	return c, nil
+	var err error
+	c.Auth, err = bindAuth("directory.bind", d.Bind, d.Krb5Conf)
+	return c, err
 }
 
 // ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.

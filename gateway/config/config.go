@@ -35,6 +35,8 @@ type Config struct {
 	Lint             Lint        `yaml:"lint"`
 	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
 	Escrow           Escrow      `yaml:"escrow"`
+	Publish          Publish     `yaml:"publish"`
+	Leavers          Leavers     `yaml:"leavers"`
 	Log              Log         `yaml:"log"`
 }
 
@@ -86,7 +88,7 @@ type Directory struct {
 	Timeout  time.Duration `yaml:"timeout"`
 }
 
-// Bind is the account that reads the directory.
+// Bind is the account that reads the directory, or writes to it.
 type Bind struct {
 	Method    string `yaml:"method"` // gssapi or simple
 	Principal string `yaml:"principal"`
@@ -182,7 +184,8 @@ func defaults() *Config {
 		Kerberos:   Kerberos{MaxClockSkew: 5 * time.Minute},
 		Directory: Directory{Bind: Bind{Method: "gssapi"}, Krb5Conf: "/etc/krb5.conf", MaxAge: 24 * time.Hour,
 			Poll: 2 * time.Second, FullRead: time.Minute, FailBack: time.Minute, Timeout: 10 * time.Second},
-		Policy: Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
+		Policy:  Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
+		Publish: defaultPublish(), Leavers: defaultLeavers(),
 		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour},
 		Log:    Log{Level: "info", Format: "json"},
 	}
@@ -228,7 +231,7 @@ func Parse(text []byte) (*Config, error) {
 func (c *Config) resolve(dir string) {
 	dir, _ = filepath.Abs(dir)
 	paths := []*string{&c.Data, &c.Secret.File, &c.TLS.Certificate, &c.TLS.Key, &c.Kerberos.Keytab, &c.Directory.CAFile,
-		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf}
+		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf, &c.Publish.Bind.Keytab, &c.Publish.Bind.Password.File}
 	for i := range c.CAs {
 		l := &c.CAs[i].Local
 		s := &c.CAs[i].StepCA
@@ -242,6 +245,7 @@ func (c *Config) resolve(dir string) {
 	if c.Directory.Bind.Keytab == "" {
 		c.Directory.Bind.Keytab = c.Kerberos.Keytab
 	}
+	c.resolvePublish()
 	if c.Secret.File == "" && c.Secret.Env == "" {
 		c.Secret.File = filepath.Join(c.Data, "secret")
 	}
@@ -270,14 +274,9 @@ func (c *Config) Check() []string {
 			need(c.Directory.Bind.Method == "gssapi", "directory.servers: a simple bind over %s would send the password in the clear; use ldaps:// or starttls", s)
 		}
 	}
-	switch b := c.Directory.Bind; b.Method {
-	case "gssapi":
-		need(b.Principal != "", "directory.bind.principal: missing; name the account whose key is in the keytab")
-	case "simple":
-		need(b.User != "" && b.Password.Set(), "directory.bind: user and password (file or env) are needed for a simple bind")
-	default:
-		need(false, "directory.bind.method: %q is neither gssapi nor simple", b.Method)
-	}
+	checkBind("directory.bind", c.Directory.Bind, need)
+	c.Publish.check(need)
+	c.Leavers.check(need)
 	need(len(c.CAs) > 0, "cas: missing; name at least one CA as the directory publishes it")
 	seen := map[string]bool{}
 	for i, ca := range c.CAs {

@@ -1,0 +1,244 @@
+// Package publish brings issued certificates into Active Directory, where their templates ask for it, and takes them out
+// again when they have expired, were revoked or were replaced ([MS-WCCE] 3.2.2.1.4, 3.2.2.1.5).
+//
+// The ledger says what is wanted, in rows that come with the certificates; Run works them off, one object of the directory
+// after the other, and records how it went. Nobody waits for it: enrolment ends before. What failed is tried again, less
+// and less often, also by another process after a crash: every step may be repeated.
+package publish
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/enrollgate/enrollgate/gateway/ledger"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/ldapsync"
+	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/security"
+)
+
+// Directory is where certificates are written to. ldapsync.Directory is the real one, with a connection that nobody else
+// uses. Its contracts are there.
+type Directory interface {
+	AccountsWithCertificates(ctx context.Context, sids []security.SID) (map[security.SID]ldapsync.Account, error)
+	ChangeCertificates(ctx context.Context, sid security.SID, add, remove [][]byte) error
+	KRACertificates(ctx context.Context, name string) ([][]byte, error)
+	ChangeKRACertificates(ctx context.Context, name string, add, remove [][]byte) error
+	// Reconnect makes rights that were granted to a group count.
+	Reconnect()
+}
+
+// Options are what a Publisher works with.
+type Options struct {
+	Ledger       *ledger.Ledger
+	Directory    Directory
+	Snapshot     func() *templates.Snapshot // which templates supersede which; nil results mean that it is not known yet
+	CleanForeign bool                       // remove expired certificates of other CAs too
+	Retry        time.Duration              // after the first failure; doubled after each further one
+	MaxRetry     time.Duration
+	Account      string // who writes, for messages
+	Log          logrus.FieldLogger
+	Now          func() time.Time
+	Count        func(outcome string, n int) // added, removed, failed
+}
+
+// Publisher does it. Its methods must not be called at the same time; several processes may have one each.
+type Publisher struct {
+	o      Options
+	denied map[ledger.Place]bool // a missing right was reported
+}
+
+// New makes a Publisher.
+func New(o Options) *Publisher {
+	return &Publisher{o: o, denied: map[ledger.Place]bool{}}
+}
+
+// Report is what was done to an object of the directory, or would be done.
+type Report struct {
+	ledger.Target
+	DN       string     `json:"dn,omitempty"`
+	Add      []Item     `json:"add,omitempty"`
+	Remove   []Item     `json:"remove,omitempty"`
+	Attempts int        `json:"attempts"` // that failed before
+	Error    string     `json:"error,omitempty"`
+	Fix      string     `json:"fix,omitempty"`
+	Next     *time.Time `json:"next,omitempty"` // when it is tried again, where it failed
+}
+
+const (
+	batch    = 50 // objects, for which one search suffices
+	look     = time.Second
+	maxPause = time.Minute
+)
+
+// Run publishes what is due until ctx ends.
+func (p *Publisher) Run(ctx context.Context) {
+	pause := look
+	for {
+		n, err := p.due(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			pause = min(2*pause, maxPause)
+		case n == batch:
+			pause = 0
+		default:
+			pause = look
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+			pause = max(pause, look)
+		}
+	}
+}
+
+// due looks at the objects that have waited longest. The error is about the ledger or the directory as a whole.
+func (p *Publisher) due(ctx context.Context) (n int, err error) {
+	if p.o.Snapshot() == nil {
+		return 0, nil // the directory has not been read yet
+	}
+	targets, err := p.o.Ledger.DueTargets(ctx, p.o.Now(), batch)
+	if err != nil {
+		p.o.Log.WithError(err).Error("it cannot be read which certificates are to be published")
+		return 0, err
+	}
+	_, err = p.work(ctx, targets, false)
+	return len(targets), err
+}
+
+// Pass looks at every object that has certificates of the gateway, or should have, whether something is due or not. With dry
+// it changes nothing, in the directory or in the ledger.
+func (p *Publisher) Pass(ctx context.Context, dry bool) ([]Report, error) {
+	out := []Report{}
+	var last ledger.Target
+	for {
+		targets, err := p.o.Ledger.LiveTargets(ctx, last, batch)
+		if err != nil || len(targets) == 0 {
+			return out, err
+		}
+		reports, err := p.work(ctx, targets, dry)
+		out = append(out, reports...)
+		if err != nil {
+			return out, err
+		}
+		last = targets[len(targets)-1]
+	}
+}
+
+// work does what has to be done to some objects. Where the directory cannot be asked at all, that is the error, and each of
+// them has failed.
+func (p *Publisher) work(ctx context.Context, targets []ledger.Target, dry bool) ([]Report, error) {
+	var sids []security.SID
+	for _, t := range targets {
+		if t.Place == ledger.PlaceAccount {
+			sids = append(sids, security.SID(t.Name))
+		}
+	}
+	var accounts map[security.SID]ldapsync.Account
+	var silent error
+	if len(sids) > 0 {
+		accounts, silent = p.o.Directory.AccountsWithCertificates(ctx, sids)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	var out []Report
+	reconnect := false
+	for _, t := range targets {
+		r := Report{Target: t}
+		err := p.one(ctx, &r, accounts, silent, dry)
+		if ctx.Err() != nil {
+			return out, ctx.Err() // what was under way is tried again: nothing is known against it
+		}
+		if err != nil {
+			_, refused := errors.AsType[*ldapsync.RightError](err)
+			reconnect = reconnect || refused
+			p.failed(ctx, &r, err, silent != nil, dry)
+		}
+		out = append(out, r)
+	}
+	if reconnect {
+		p.o.Directory.Reconnect()
+	}
+	return out, silent
+}
+
+// one looks at one object and, unless dry, makes it what it should be.
+func (p *Publisher) one(ctx context.Context, r *Report, accounts map[security.SID]ldapsync.Account, silent error, dry bool) error {
+	issued, err := p.o.Ledger.Publications(ctx, r.Target)
+	if err != nil {
+		return err
+	}
+	for _, i := range issued {
+		if i.State == ledger.Wanted || i.State == ledger.Published {
+			r.Attempts = max(r.Attempts, i.Attempts)
+		}
+	}
+	values, err := p.values(ctx, r, accounts, silent)
+	if err != nil {
+		return err
+	}
+	plan := newPlan(issued, values, p.rules(r.Place))
+	r.Add, r.Remove = plan.add, plan.remove
+	if gone := r.Place == ledger.PlaceAccount && accounts[security.SID(r.Name)].State == ldapsync.AccountDeleted; gone && len(plan.add) > 0 {
+		return ldapsync.ErrNoAccount
+	}
+	if dry {
+		return nil
+	}
+	if len(plan.add)+len(plan.remove) > 0 {
+		if err := p.write(ctx, r.Target, valuesOf(plan.add), valuesOf(plan.remove)); err != nil {
+			return err
+		}
+	}
+	if err := p.o.Ledger.PublicationsDone(ctx, r.Target, plan.published, plan.withdrawn); err != nil {
+		return err
+	}
+	p.succeeded(r)
+	return nil
+}
+
+// rules for a place: in the KRA container certificates do not supersede each other, because a CA may have been told to seal
+// to an older one.
+func (p *Publisher) rules(place ledger.Place) rules {
+	r := rules{now: p.o.Now(), cleanForeign: p.o.CleanForeign && place == ledger.PlaceAccount}
+	if s := p.o.Snapshot(); s != nil && place == ledger.PlaceAccount {
+		r.supersedes = func(newer, older string) bool {
+			t := s.TemplateByName(newer)
+			return t != nil && slices.Contains(t.Supersedes, older)
+		}
+	}
+	return r
+}
+
+// values are what the object has.
+func (p *Publisher) values(ctx context.Context, r *Report, accounts map[security.SID]ldapsync.Account, silent error) ([][]byte, error) {
+	if r.Place == ledger.PlaceKRA {
+		return p.o.Directory.KRACertificates(ctx, wcce.SanitizedShortName(r.Name))
+	}
+	account := accounts[security.SID(r.Name)]
+	r.DN = account.DN
+	switch {
+	case silent != nil:
+		return nil, silent
+	case account.State == ldapsync.AccountUnknown:
+		return nil, errors.New("the account cannot be found: " + account.Why)
+	case account.State == ldapsync.AccountDeleted:
+		return nil, nil // a tombstone has no certificates
+	}
+	return account.Certificates, nil
+}
+
+func (p *Publisher) write(ctx context.Context, t ledger.Target, add, remove [][]byte) error {
+	if t.Place == ledger.PlaceKRA {
+		return p.o.Directory.ChangeKRACertificates(ctx, wcce.SanitizedShortName(t.Name), add, remove)
+	}
+	return p.o.Directory.ChangeCertificates(ctx, security.SID(t.Name), add, remove)
+}
