@@ -41,14 +41,14 @@ func (a *app) publishCommand() *cobra.Command {
 }
 
 func showPublications(w *tabwriter.Writer, reports []publish.Report, dry bool) {
-	add, remove := "added", "removed"
-	if dry {
-		add, remove = "would add", "would remove"
-	}
 	row(w, "OBJECT", "CHANGE", "TEMPLATE", "SERIAL", "VALID UNTIL", "WHY")
 	for _, r := range reports {
 		name := cmp.Or(r.DN, fmt.Sprintf("%s %s", r.Place, r.Name))
-		if r.Error != "" && !dry {
+		add, remove := "added", "removed"
+		switch {
+		case dry:
+			add, remove = "would add", "would remove"
+		case r.Error != "":
 			add, remove = "not added", "not removed"
 		}
 		for _, i := range r.Add {
