@@ -191,6 +191,19 @@ func TestTheKRAContainerGetsTheAgentsCertificate(t *testing.T) {
 	eventually(t, "withdrawal", func() bool { return has(t, dn, two) })
 }
 
+// appendTo adds to a configuration file.
+func appendTo(t *testing.T, path, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(text)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // program runs a command of the installed program beside the service.
 func program(t *testing.T, p *world.Process, code int, args ...string) string {
 	t.Helper()
@@ -232,14 +245,7 @@ func grant(t *testing.T, dn, account string) {
 func TestAMissingRightIsShownAndItsGrantIsEnoughAlsoAfterARestart(t *testing.T) {
 	dn := userDN(t, "Alice Archer")
 	w, path := world.Prepare(t, "")
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = f.WriteString("publish: {retry: 300ms, max_retry: 1s, bind: {principal: kra3, password: {env: LAB_PASSWORD}}}\n")
-	if err := errors.Join(err, f.Close()); err != nil {
-		t.Fatal(err)
-	}
+	appendTo(t, path, "publish: {retry: 300ms, max_retry: 1s, bind: {principal: kra3, password: {env: LAB_PASSWORD}}}\n")
 	p := world.NewProcess(t, w, path)
 	p.Start(t)
 	cert := enrolled(t, w.Client(t, "alice"), "LabUserSMIME")
