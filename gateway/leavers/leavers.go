@@ -7,6 +7,7 @@
 package leavers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -138,7 +139,7 @@ func (c *Checker) act(ctx context.Context, operator string) (*Report, error) {
 	if err := c.o.Ledger.RecordLeavers(ctx, gone, back); err != nil {
 		return nil, err
 	}
-	if r.Held != "" && operator != "" {
+	if r.Held != "" && operator != "" && len(due) > 0 {
 		if err := c.o.Ledger.LeaversConfirmed(ctx, operator, due, r.Held); err != nil {
 			return nil, err
 		}
@@ -225,6 +226,9 @@ func (c *Checker) leaver(ctx context.Context, h ledger.Holder, account ldapsync.
 	}
 	v := &Leaver{SID: h.SID, Account: h.Account, DN: account.DN, State: string(account.State), Why: account.Why, Since: since, Due: since.Add(c.o.Grace)}
 	v.IsDue = !v.Due.After(now)
+	if h.Account == string(h.SID) { // others asked for its certificates
+		v.Account = cmp.Or(account.Name, h.Account)
+	}
 	some := false
 	for _, row := range rows {
 		cert := Certificate{Request: row.ID, Template: row.Template, CA: row.CA, Serial: row.Serial, NotAfter: row.NotAfter, Archived: row.Archived, row: row}
@@ -241,7 +245,8 @@ func (c *Checker) leaver(ctx context.Context, h ledger.Holder, account ldapsync.
 	return v, nil
 }
 
-// judge counts, and holds everything where the numbers look like a mistake.
+// judge counts, and holds everything where the numbers look like a mistake: also before anybody is due, so that there is time
+// to put it right.
 func (c *Checker) judge(r *Report) {
 	slices.SortFunc(r.Leavers, func(a, b Leaver) int { return a.Since.Compare(b.Since)*2 + strings.Compare(a.Account, b.Account) })
 	r.Gone = len(r.Leavers)
@@ -251,7 +256,6 @@ func (c *Checker) judge(r *Report) {
 		}
 	}
 	switch {
-	case r.Due == 0:
 	case r.Due > c.o.MaxPerRun:
 		r.Held = fmt.Sprintf("%d accounts are due at once, more than leavers.max_per_run (%d)", r.Due, c.o.MaxPerRun)
 	case r.Gone > fewGone && r.Gone*100 > c.o.MaxPercent*r.Known:

@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -46,10 +48,11 @@ type Options struct {
 	Count        func(outcome string, n int) // added, removed, failed
 }
 
-// Publisher does it. Its methods must not be called at the same time; several processes may have one each.
+// Publisher does it. It is safe for concurrent use, and several processes may have one each.
 type Publisher struct {
-	o      Options
-	denied map[ledger.Place]bool // a missing right was reported
+	o       Options
+	working sync.Mutex            // held while objects are worked on; guards denied
+	denied  map[ledger.Place]bool // a missing right was reported
 }
 
 // New makes a Publisher.
@@ -135,6 +138,8 @@ func (p *Publisher) Pass(ctx context.Context, dry bool) ([]Report, error) {
 // work does what has to be done to some objects. Where the directory cannot be asked at all, that is the error, and each of
 // them has failed.
 func (p *Publisher) work(ctx context.Context, targets []ledger.Target, dry bool) ([]Report, error) {
+	p.working.Lock()
+	defer p.working.Unlock()
 	var sids []security.SID
 	for _, t := range targets {
 		if t.Place == ledger.PlaceAccount {
@@ -212,7 +217,7 @@ func (p *Publisher) rules(place ledger.Place) rules {
 	if s := p.o.Snapshot(); s != nil && place == ledger.PlaceAccount {
 		r.supersedes = func(newer, older string) bool {
 			t := s.TemplateByName(newer)
-			return t != nil && slices.Contains(t.Supersedes, older)
+			return t != nil && slices.ContainsFunc(t.Supersedes, func(name string) bool { return strings.EqualFold(name, older) })
 		}
 	}
 	return r
