@@ -57,14 +57,12 @@ func showPublications(w *tabwriter.Writer, reports []publish.Report, dry bool) {
 		for _, i := range r.Remove {
 			row(w, name, remove, cmp.Or(i.Template, "-"), i.Serial, day(i.NotAfter), i.Why)
 		}
-		if r.Error == "" {
-			continue
+		if r.Error != "" {
+			row(w, name, "FAILED", "-", "-", "-", r.Error)
 		}
-		next := ""
 		if r.Next != nil {
-			next = "; tried again at " + day(*r.Next)
+			row(w, name, "waits", "-", "-", "-", fmt.Sprintf("failed %d times, is tried again at %s: %s", r.Attempts, day(*r.Next), r.LastError))
 		}
-		row(w, name, "FAILED", "-", "-", "-", fmt.Sprintf("%s (attempts: %d%s)", r.Error, r.Attempts, next))
 		if r.Fix != "" {
 			row(w, "", "fix", "", "", "", r.Fix)
 		}

@@ -159,7 +159,8 @@ func (l *Ledger) PublicationFailed(ctx context.Context, t Target, now time.Time,
 // PublicationCounts are how many certificates are not in the directory yet, and for how many the last attempt to add or
 // remove them failed.
 func (l *Ledger) PublicationCounts(ctx context.Context) (wanted, failing int64, err error) {
-	err = l.db.SQL.QueryRowContext(ctx, "SELECT coalesce(sum(state = 'wanted'), 0), coalesce(sum(attempts > 0), 0) FROM publications WHERE state <> 'withdrawn'").
+	err = l.db.SQL.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM publications WHERE state = 'wanted'),
+		(SELECT count(*) FROM publications WHERE attempts > 0)`).
 		Scan(&wanted, &failing)
 	if err != nil {
 		return 0, 0, fmt.Errorf("ledger: publications: %w", err)

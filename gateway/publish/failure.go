@@ -16,6 +16,7 @@ func (p *Publisher) succeeded(r *Report) {
 	if r.Attempts > 0 {
 		delete(p.denied, r.Place)
 	}
+	r.Attempts, r.LastError, r.Next = 0, "", nil
 	if len(r.Add)+len(r.Remove) == 0 {
 		return
 	}
@@ -58,7 +59,7 @@ func (p *Publisher) failed(ctx context.Context, r *Report, err error, silent, dr
 		return
 	}
 	next := now.Add(min(p.o.Retry<<min(r.Attempts, 16), most))
-	r.Attempts, r.Next = r.Attempts+1, &next
+	r.Attempts, r.LastError, r.Next = r.Attempts+1, r.Error, &next
 	p.o.Count("failed", 1)
 	log := p.fields(r).WithError(err).WithField("attempts", r.Attempts)
 	switch {

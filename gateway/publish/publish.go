@@ -63,13 +63,14 @@ func New(o Options) *Publisher {
 // Report is what was done to an object of the directory, or would be done.
 type Report struct {
 	ledger.Target
-	DN       string     `json:"dn,omitempty"`
-	Add      []Item     `json:"add,omitempty"`
-	Remove   []Item     `json:"remove,omitempty"`
-	Attempts int        `json:"attempts"` // that failed before
-	Error    string     `json:"error,omitempty"`
-	Fix      string     `json:"fix,omitempty"`
-	Next     *time.Time `json:"next,omitempty"` // when it is tried again, where it failed
+	DN        string     `json:"dn,omitempty"`
+	Add       []Item     `json:"add,omitempty"`
+	Remove    []Item     `json:"remove,omitempty"`
+	Attempts  int        `json:"attempts"` // that failed one after the other
+	LastError string     `json:"last_error,omitempty"`
+	Next      *time.Time `json:"next,omitempty"`  // when the service tries again
+	Error     string     `json:"error,omitempty"` // of this look
+	Fix       string     `json:"fix,omitempty"`
 }
 
 const (
@@ -183,7 +184,7 @@ func (p *Publisher) one(ctx context.Context, r *Report, accounts map[security.SI
 	}
 	for _, i := range issued {
 		if i.State == ledger.Wanted || i.State == ledger.Published {
-			r.Attempts = max(r.Attempts, i.Attempts)
+			r.failedBefore(i)
 		}
 	}
 	values, err := p.values(ctx, r, accounts, silent)
@@ -208,6 +209,13 @@ func (p *Publisher) one(ctx context.Context, r *Report, accounts map[security.SI
 	}
 	p.succeeded(r)
 	return nil
+}
+
+// failedBefore takes over what the ledger has of earlier attempts.
+func (r *Report) failedBefore(p ledger.Publication) {
+	if p.Attempts > r.Attempts {
+		r.Attempts, r.LastError, r.Next = p.Attempts, p.Error, &p.Due
+	}
 }
 
 // rules for a place: in the KRA container certificates do not supersede each other, because a CA may have been told to seal

@@ -97,7 +97,8 @@ func TestACertificateIsPublishedAndItsRenewalTakesItsPlace(t *testing.T) {
 	dn := userDN(t, "Alice Archer")
 	now := time.Now()
 	theirs := [][]byte{foreign(t, dn, now.Add(-time.Hour), now.Add(time.Hour)), foreign(t, dn, now.Add(-2*time.Hour), now.Add(-time.Hour))}
-	w := world.Start(t)
+	metrics := world.Env("LAB_GW_IP") + ":9464"
+	w := world.StartChanged(t, "", func(c *config.Config) { c.Listen.Metrics = metrics })
 	alice := w.Client(t, "alice")
 	old := enrolled(t, alice, "LabUserSMIME")
 	eventually(t, "publication", func() bool { return has(t, dn, append(theirs, old.Raw)...) })
@@ -122,6 +123,11 @@ func TestACertificateIsPublishedAndItsRenewalTakesItsPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "withdrawal", func() bool { return has(t, dn, theirs...) })
+	eventually(t, "counting", func() bool {
+		text := string(fetch(t, "http://"+metrics+"/"))
+		return strings.Contains(text, `enrollgate_publications_total{outcome="added"} 2`) && strings.Contains(text, `enrollgate_publications_total{outcome="removed"} 2`) &&
+			strings.Contains(text, "enrollgate_publications_wanted 0") && strings.Contains(text, "enrollgate_publications_failing 0")
+	})
 }
 
 func TestExpiredCertificatesOfOthersGoOnlyWhereTheConfigurationSaysSo(t *testing.T) {
@@ -263,6 +269,10 @@ func TestAMissingRightIsShownAndItsGrantIsEnoughAlsoAfterARestart(t *testing.T) 
 	})
 	if text := program(t, p, 1, "publish"); !strings.Contains(text, "FAILED") || !strings.Contains(text, "dsacls") || !has(t, dn) {
 		t.Errorf("%s", text)
+	}
+	waiting := reports(t, program(t, p, 0, "publish", "--dry-run", "--output", "json"))
+	if waiting[0].Attempts < 2 || waiting[0].Next == nil || !strings.Contains(waiting[0].LastError, "no right") {
+		t.Errorf("what waits: %+v", waiting)
 	}
 	_, log := p.Stop(t)
 	if n := strings.Count(log, "a right is missing"); n != 1 {

@@ -11,6 +11,8 @@ CREATE TABLE publications (
     PRIMARY KEY (request_id, place)
 );
 CREATE INDEX publications_due ON publications (due) WHERE state <> 'withdrawn';
+CREATE INDEX publications_wanted ON publications (request_id) WHERE state = 'wanted';
+CREATE INDEX publications_failing ON publications (request_id) WHERE attempts > 0;
 CREATE INDEX publications_target ON publications (place, target);
 
 -- Accounts that the directory said were disabled or deleted, and since when they were found so.
