@@ -44,7 +44,7 @@ func newPublisher(g *Gateway) (*publish.Publisher, *ldapsync.Directory, error) {
 		return nil, nil, err
 	}
 	return publish.New(publish.Options{
-		Ledger: g.Ledger, Directory: d, Snapshot: g.Directory.Snapshot, CleanForeign: p.CleanForeign, Retry: p.Retry, MaxRetry: p.MaxRetry,
+		Ledger: g.Ledger, Directory: d, Snapshot: g.Directory.Snapshot, CleanForeign: p.CleanForeign, Retry: p.Retry, MaxRetry: p.MaxRetry, Sweep: p.Sweep,
 		Account: cmp.Or(p.Bind.Principal, p.Bind.User), Log: log, Now: g.now, Count: g.metrics.published,
 	}), d, nil
 }

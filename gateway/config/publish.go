@@ -14,6 +14,7 @@ type Publish struct {
 	CleanForeign bool          `yaml:"clean_foreign"` // also remove expired certificates that others issued
 	Retry        time.Duration `yaml:"retry"`         // how long after a failure to try again; each time twice as long
 	MaxRetry     time.Duration `yaml:"max_retry"`     // but never longer
+	Sweep        time.Duration `yaml:"sweep"`         // how often to look at every account that has certificates; 0: never
 }
 
 // Leavers is what happens to the certificates of accounts that are disabled or deleted.
@@ -37,7 +38,7 @@ func crlReasons() map[string]int {
 func (l Leavers) CRLReason() int { return crlReasons()[l.Reason] }
 
 func defaultPublish() Publish {
-	return Publish{Enabled: true, Retry: time.Minute, MaxRetry: 6 * time.Hour}
+	return Publish{Enabled: true, Retry: time.Minute, MaxRetry: 6 * time.Hour, Sweep: 24 * time.Hour}
 }
 
 func defaultLeavers() Leavers {
@@ -61,6 +62,7 @@ func (c *Config) resolvePublish() {
 }
 
 func (p Publish) check(need func(ok bool, format string, args ...any)) {
+	need(p.Sweep >= 0, "publish.sweep: %s is negative", p.Sweep)
 	need(p.Retry > 0 && p.MaxRetry >= p.Retry, "publish.retry: %s and publish.max_retry: %s must be positive, and the second not smaller", p.Retry, p.MaxRetry)
 	if p.Bind != (Bind{}) {
 		checkBind("publish.bind", p.Bind, need)

@@ -69,6 +69,13 @@ func newPlan(issued []ledger.Publication, values [][]byte, r rules) plan {
 	return out
 }
 
+// settled tells whether the ledger says already what there is to record.
+func (p plan) settled(issued []ledger.Publication, now time.Time) bool {
+	return len(p.withdrawn) == 0 && !slices.ContainsFunc(issued, func(i ledger.Publication) bool {
+		return i.State == ledger.Wanted || i.State == ledger.Published && (i.Attempts > 0 || !i.Due.After(now))
+	})
+}
+
 // over tells why a certificate has no place in the directory any more; "" where it has.
 func (r rules) over(p ledger.Publication, newer []ledger.Publication) string {
 	switch {

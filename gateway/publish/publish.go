@@ -42,7 +42,8 @@ type Options struct {
 	CleanForeign bool                       // remove expired certificates of other CAs too
 	Retry        time.Duration              // after the first failure; doubled after each further one
 	MaxRetry     time.Duration
-	Account      string // who writes, for messages
+	Sweep        time.Duration // how often to look at everything, due or not; 0: never
+	Account      string        // who writes, for messages
 	Log          logrus.FieldLogger
 	Now          func() time.Time
 	Count        func(outcome string, n int) // added, removed, failed
@@ -74,13 +75,18 @@ type Report struct {
 }
 
 const (
-	batch    = 50 // objects, for which one search suffices
-	look     = time.Second
-	maxPause = time.Minute
+	batch    = 50          // objects, for which one search suffices
+	look     = time.Second // between looks into the ledger
+	maxPause = time.Minute // while the directory gives no answer
+
+	firstSweep = time.Hour // after the start: also of a process that is restarted every day
 )
 
-// Run publishes what is due until ctx ends.
+// Run publishes what is due until ctx ends, and now and then looks at everything.
 func (p *Publisher) Run(ctx context.Context) {
+	var sweeping sync.WaitGroup
+	defer sweeping.Wait()
+	sweeping.Go(func() { p.sweep(ctx) })
 	pause := look
 	for {
 		n, err := p.due(ctx)
@@ -94,12 +100,30 @@ func (p *Publisher) Run(ctx context.Context) {
 		default:
 			pause = look
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep(ctx, pause) {
 			return
-		case <-time.After(pause):
-			pause = max(pause, look)
 		}
+		pause = max(pause, look)
+	}
+}
+
+// sweep finds what nothing announces: a value that replication brought back from another controller, an expired certificate
+// of others. It goes on beside what is due, object by object.
+func (p *Publisher) sweep(ctx context.Context) {
+	for wait := min(p.o.Sweep, firstSweep); p.o.Sweep > 0 && sleep(ctx, wait); wait = p.o.Sweep {
+		if _, err := p.Pass(ctx, false); err != nil && ctx.Err() == nil {
+			p.o.Log.WithError(err).Warn("not every account could be looked at for certificates that are over")
+		}
+	}
+}
+
+// sleep tells whether the time has passed before ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
 	}
 }
 
@@ -204,8 +228,10 @@ func (p *Publisher) one(ctx context.Context, r *Report, accounts map[security.SI
 			return err
 		}
 	}
-	if err := p.o.Ledger.PublicationsDone(ctx, r.Target, plan.published, plan.withdrawn); err != nil {
-		return err
+	if !plan.settled(issued, p.o.Now()) {
+		if err := p.o.Ledger.PublicationsDone(ctx, r.Target, plan.published, plan.withdrawn); err != nil {
+			return err
+		}
 	}
 	p.succeeded(r)
 	return nil

@@ -225,3 +225,23 @@ func TestARevokedCertificateIsTheNextToBeLookedAt(t *testing.T) {
 		t.Error("not removed")
 	}
 }
+
+func TestASweepFindsWhatReplicationBroughtBackAndWritesNothingElse(t *testing.T) {
+	b := newBench(t)
+	old := b.issue(t, account)
+	b.step(t, 0, 1, false)
+	renewed := b.issue(t, account)
+	b.step(t, 0, 1, false)
+	b.fake.account.Certificates = append(b.fake.account.Certificates, old)
+	b.step(t, time.Hour, 0, false)
+	b.o.Sweep = time.Millisecond
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { b.Run(ctx); close(done) }()
+	time.Sleep(200 * time.Millisecond)
+	stop()
+	<-done
+	if c := b.fake.account.Certificates; len(c) != 1 || !bytes.Equal(c[0], renewed) || b.fake.writes != 3 {
+		t.Errorf("%d certificates, %d writes", len(c), b.fake.writes)
+	}
+}
