@@ -75,9 +75,10 @@ type Report struct {
 }
 
 const (
-	batch    = 50          // objects, for which one search suffices
-	look     = time.Second // between looks into the ledger
-	maxPause = time.Minute // while the directory gives no answer
+	batch    = 50              // objects, for which one search suffices
+	look     = time.Second     // between looks into the ledger
+	maxPause = time.Minute     // while the directory gives no answer
+	settle   = 2 * time.Second // after the start, when requests wait for a domain controller to be found
 
 	firstSweep = time.Hour // after the start: also of a process that is restarted every day
 )
@@ -87,6 +88,9 @@ func (p *Publisher) Run(ctx context.Context) {
 	var sweeping sync.WaitGroup
 	defer sweeping.Wait()
 	sweeping.Go(func() { p.sweep(ctx) })
+	if !sleep(ctx, settle) {
+		return
+	}
 	pause := look
 	for {
 		n, err := p.due(ctx)
@@ -224,9 +228,12 @@ func (p *Publisher) one(ctx context.Context, r *Report, accounts map[security.SI
 		return nil
 	}
 	if len(plan.add)+len(plan.remove) > 0 {
+		began := time.Now()
 		if err := p.write(ctx, r.Target, valuesOf(plan.add), valuesOf(plan.remove)); err != nil {
 			return err
 		}
+		// A controller that does one thing at a time has to read accounts for requests, too: half of it is theirs.
+		defer func() { sleep(ctx, time.Since(began)) }()
 	}
 	if !plan.settled(issued, p.o.Now()) {
 		if err := p.o.Ledger.PublicationsDone(ctx, r.Target, plan.published, plan.withdrawn); err != nil {
