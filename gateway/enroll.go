@@ -164,7 +164,7 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	in.Hazards, _ = g.hazards(snapshot)
 	in.Snapshot, in.MaxAge, in.Authority = snapshot, g.Config.Directory.MaxAge, g.authority(ca)
 	in.Template, in.Request, in.Now = templates.Reference(request.Template), f, g.now()
-	in.RenewalOnly = s.Transport == transportCertificate
+	in.RenewalOnly, in.NoPublishing = s.Transport == transportCertificate, !g.Config.Publish.Enabled
 	decision := templates.Decide(in)
 	g.lintCertificate(&decision, f.PublicKey)
 	return &ruling{ca, in.Subject.SID, &decision}, nil
@@ -288,6 +288,12 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 		return g.reply(ctx, ca, row)
 	}
 	result := g.check(ctx, ca, order, answer)
+	if row.Profile.PublishToDS {
+		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceAccount, Name: string(row.SubjectSID)})
+	}
+	if row.Profile.PublishToKRA {
+		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceKRA, Name: ca.Name})
+	}
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
 	laps.done("close", err)
 	switch {

@@ -52,7 +52,7 @@ func (g *Gateway) ExplainAll(ctx context.Context, principal, caName string) ([]*
 
 // explainInput looks the account up.
 func (g *Gateway) explainInput(ctx context.Context, principal string) (in templates.Input, err error) {
-	in = templates.Input{Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, Now: g.now()}
+	in = templates.Input{Snapshot: g.Directory.Snapshot(), MaxAge: g.Config.Directory.MaxAge, NoPublishing: !g.Config.Publish.Enabled, Now: g.now()}
 	if in.Snapshot == nil {
 		return in, hresult.New(hresult.ServerUnavailable, "the directory has not been read yet")
 	}

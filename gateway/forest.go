@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"fmt"
@@ -12,27 +13,23 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// newForest prepares the connections to the directory, and to that of other domains.
-func newForest(cfg *config.Config, log logrus.FieldLogger) (*ldapsync.Forest, error) {
-	own, err := DirectoryConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
+// newForest prepares the connections to the directory, and to that of other domains. What is not said of those is as for the
+// own one.
+func newForest(cfg *config.Config, own ldapsync.Config, log logrus.FieldLogger) (*ldapsync.Forest, error) {
 	var others []ldapsync.Config
 	for i, d := range cfg.Directory.Domains {
 		c := own
 		c.Servers, c.Domain, c.Site, c.StateFile, c.StartTLS = d.Servers, d.Domain, "", "", d.StartTLS
-		if d.CAFile != "" {
-			c.CAFile = d.CAFile
-		}
+		c.CAFile = cmp.Or(d.CAFile, c.CAFile)
 		if d.Bind.Method != "" {
-			if c.Auth, err = auth(d.Bind, cfg.Directory.Krb5Conf); err != nil {
-				return nil, fmt.Errorf("directory.domains[%d].bind: %w", i, err)
+			var err error
+			if c.Auth, err = bindAuth(fmt.Sprintf("directory.domains[%d].bind", i), d.Bind, cfg.Directory.Krb5Conf); err != nil {
+				return nil, err
 			}
 		}
 		others = append(others, c)
 	}
-	return ldapsync.NewForest(own, others, log.WithField("part", "directory"))
+	return ldapsync.NewForest(own, others, log)
 }
 
 // DirectoryConfig is how the gateway connects to the directory.
@@ -43,22 +40,8 @@ func DirectoryConfig(cfg *config.Config) (c ldapsync.Config, err error) {
 		Timeout: d.Timeout, Poll: d.Poll, FullRead: d.FullRead, FailBack: d.FailBack,
 		StateFile: filepath.Join(cfg.Data, "directory.json"),
 	}
-	if c.Auth, err = auth(d.Bind, d.Krb5Conf); err != nil {
-		return c, fmt.Errorf("directory.bind: %w", err)
-	}
-	return c, nil
-}
-
-// auth is the account that a domain is read as.
-func auth(b config.Bind, krb5Conf string) (ldapsync.Auth, error) {
-	if b.Method != "simple" {
-		return ldapsync.Auth{Method: ldapsync.GSSAPI, Principal: b.Principal, Keytab: b.Keytab, Krb5Conf: krb5Conf}, nil
-	}
-	password, err := b.Password.Read()
-	if err != nil {
-		return ldapsync.Auth{}, fmt.Errorf("password: %w", err)
-	}
-	return ldapsync.Auth{Method: ldapsync.Simple, User: b.User, Password: string(password)}, nil
+	c.Auth, err = bindAuth("directory.bind", d.Bind, d.Krb5Conf)
+	return c, err
 }
 
 // ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.

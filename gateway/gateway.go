@@ -24,6 +24,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
+	"github.com/enrollgate/enrollgate/gateway/publish"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/identity"
@@ -66,7 +67,10 @@ type Gateway struct {
 	Directory Directory
 	// Forest is the live directory, nil where Directory is something else.
 	Forest *ldapsync.Forest
+	// Publisher writes certificates to the directory, over the connection writer; both are nil where publishing is off.
+	Publisher *publish.Publisher
 
+	writer   *ldapsync.Forest
 	before   int64 // the last request that an earlier process recorded
 	now      func() time.Time
 	policies policyCache
@@ -111,16 +115,28 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 		}
 		g.CAs = append(g.CAs, ca)
 	}
-	if g.Forest, err = newForest(cfg, log); err != nil {
+	own, err := DirectoryConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if g.Forest, err = newForest(cfg, own, log.WithField("part", "directory")); err != nil {
 		return nil, err
 	}
 	g.Directory = g.Forest
+	if cfg.Publish.Enabled {
+		if g.Publisher, g.writer, err = newPublisher(g); err != nil {
+			return nil, err
+		}
+	}
 	return g, nil
 }
 
 // Close releases the directory and the database.
 func (g *Gateway) Close() error {
 	g.Forest.Close()
+	if g.writer != nil {
+		g.writer.Close()
+	}
 	return g.DB.Close()
 }
 

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -17,6 +18,9 @@ type metrics struct {
 	duration prometheus.Histogram
 	steps    *prometheus.HistogramVec
 	policies prometheus.Counter
+	written  *prometheus.CounterVec
+	leavers  prometheus.Counter
+	held     prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -30,8 +34,14 @@ func newMetrics() *metrics {
 			Help:    "Time of each step of a request's journey, by outcome: ok, or the HRESULT that ended the journey there.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 18)}, []string{"step", "outcome"}),
 		policies: prometheus.NewCounter(prometheus.CounterOpts{Name: "enrollgate_policy_requests_total", Help: "GetPolicies calls answered."}),
+		written: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "enrollgate_publications_total",
+			Help: "Certificates that were added to the directory or removed from it, and attempts that failed."}, []string{"outcome"}),
+		leavers: prometheus.NewCounter(prometheus.CounterOpts{Name: "enrollgate_leavers_revoked_total",
+			Help: "Certificates that were revoked because their account is gone."}),
+		held: prometheus.NewGauge(prometheus.GaugeOpts{Name: "enrollgate_leavers_held",
+			Help: "1 if so many accounts are gone that nothing is revoked before an operator confirms it."}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.steps, m.policies, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.duration, m.steps, m.policies, m.written, m.leavers, m.held, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -51,7 +61,33 @@ func (m *metrics) watch(g *Gateway) {
 				return 1
 			}
 			return 0
-		}))
+		}),
+		publicationGauge(g, "enrollgate_publications_wanted", "Certificates that are not in the directory yet.", func(wanted, _ int64) int64 { return wanted }),
+		publicationGauge(g, "enrollgate_publications_failing", "Certificates of which the last attempt to add or remove them failed.", func(_, failing int64) int64 { return failing }))
+}
+
+// publicationGauge is -1 while the ledger cannot be read.
+func publicationGauge(g *Gateway, name, help string, pick func(wanted, failing int64) int64) prometheus.GaugeFunc {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+		wanted, failing, err := g.Ledger.PublicationCounts(context.Background())
+		if err != nil {
+			return -1
+		}
+		return float64(pick(wanted, failing))
+	})
+}
+
+func (m *metrics) published(outcome string, n int) {
+	m.written.WithLabelValues(outcome).Add(float64(n))
+}
+
+// left counts what a search for leavers has revoked, or that it was held.
+func (m *metrics) left(revoked int, held bool) {
+	m.leavers.Add(float64(revoked))
+	m.held.Set(0)
+	if held {
+		m.held.Set(1)
+	}
 }
 
 func (m *metrics) enrolled(reply *Reply, err error, took time.Duration) {

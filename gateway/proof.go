@@ -111,6 +111,11 @@ func (g *Gateway) agentRules(ctx context.Context) ([]templates.AgentRule, error)
 // Revoke revokes an issued certificate at its CA, with a CRLReason (RFC 5280 5.3.1), and records who did. The archived key
 // stays: mail that was encrypted to it has to remain readable.
 func (g *Gateway) Revoke(ctx context.Context, row *ledger.Row, actor string, reason int) error {
+	return g.revoke(ctx, row, actor, reason, "")
+}
+
+// revoke is Revoke with words for the audit log.
+func (g *Gateway) revoke(ctx context.Context, row *ledger.Row, actor string, reason int, why string) error {
 	ca := g.CA(row.CA)
 	if ca == nil {
 		return fmt.Errorf("request %d: there is no CA %q in the configuration", row.ID, row.CA)
@@ -122,5 +127,5 @@ func (g *Gateway) Revoke(ctx context.Context, row *ledger.Row, actor string, rea
 	if err := ca.Issuer.Revoke(ctx, cert.SerialNumber, reason); err != nil {
 		return err
 	}
-	return g.Ledger.Revoked(ctx, row.ID, actor, reason)
+	return g.Ledger.Revoked(ctx, row.ID, actor, reason, why)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
+	"github.com/enrollgate/enrollgate/gateway/leavers"
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -39,6 +40,17 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	group.Go(func() error { g.Forest.Run(ctx); return nil })
 	group.Go(func() error { g.housekeep(ctx); return nil })
 	group.Go(func() error { g.resumeLoop(ctx); return nil })
+	if g.Config.Publish.Enabled {
+		group.Go(func() error {
+			stop := context.AfterFunc(ctx, g.writer.Close) // a controller that does not answer holds nobody up
+			defer stop()
+			g.Publisher.Run(ctx)
+			return nil
+		})
+	}
+	if g.Config.Leavers.Enabled {
+		group.Go(func() error { leavers.New(g.LeaverOptions()).Run(ctx); return nil })
+	}
 	for _, s := range servers {
 		group.Go(s.serve)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -26,7 +27,11 @@ type Forest struct {
 
 	mu     sync.Mutex   // guards others
 	others []*Directory // in the order configured, then as found
+	source *Forest      // whose snapshot tells the domains, where this one reads none
 }
+
+// Follow takes what the forest's domains are from another Forest, which reads snapshots. Call it before anything else.
+func (f *Forest) Follow(other *Forest) { f.source = other }
 
 // identity is what a controller says about its domain. It never changes.
 type identity struct {
@@ -95,7 +100,11 @@ func (f *Forest) Close() {
 func (f *Forest) all() []*Directory {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s := f.Snapshot(); s != nil {
+	snapshot := f.Snapshot()
+	if f.source != nil {
+		snapshot = f.source.Snapshot()
+	}
+	if s := snapshot; s != nil {
 		for _, domain := range s.Domains {
 			known := func(d *Directory) bool { return strings.EqualFold(d.config.Domain, domain.DNS) }
 			if own, ok := f.ownDomain(s, domain); !ok || own || slices.ContainsFunc(f.others, known) {
@@ -131,17 +140,10 @@ func (d *Directory) whoami(ctx context.Context) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	entries, err := s.search(s.root.domainDN, ldap.ScopeBaseObject, "(objectClass=*)", []string{"objectSid"})
+	sid, err := s.domainSID()
 	d.drop(s, err)
 	if err != nil {
 		return nil, err
-	}
-	if len(entries) != 1 {
-		return nil, fmt.Errorf("domain %s: %d objects at %q, want one", s.domain().DNS, len(entries), s.root.domainDN)
-	}
-	sid, err := security.ParseSID([]byte(attributesOf(entries[0]).First("objectSid")))
-	if err != nil {
-		return nil, fmt.Errorf("domain %s: objectSid: %w", s.domain().DNS, err)
 	}
 	id := &identity{Domain: s.domain(), sid: sid}
 	d.identity.Store(id)
@@ -304,6 +306,58 @@ func (d *Directory) groupSIDs(ctx context.Context, sids []security.SID, filter f
 		}
 	}
 	return out, nil
+}
+
+// Accounts looks accounts up by their SIDs, each in its own domain, as Directory.Accounts does. Those of domains that are not read,
+// or cannot be asked, are unknown. An error means that the own domain could not be asked.
+func (f *Forest) Accounts(ctx context.Context, sids []security.SID) (map[security.SID]Account, error) {
+	return f.inTheirDomains(ctx, sids, (*Directory).Accounts)
+}
+
+// AccountsWithCertificates is Accounts with the values of userCertificate.
+func (f *Forest) AccountsWithCertificates(ctx context.Context, sids []security.SID) (map[security.SID]Account, error) {
+	return f.inTheirDomains(ctx, sids, (*Directory).AccountsWithCertificates)
+}
+
+func (f *Forest) inTheirDomains(ctx context.Context, sids []security.SID,
+	ask func(*Directory, context.Context, []security.SID) (map[security.SID]Account, error)) (map[security.SID]Account, error) {
+	out, err := ask(f.Directory, ctx, sids) // which answers unknown for those of other domains
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range f.all()[1:] {
+		id, err := d.whoami(ctx)
+		if err != nil {
+			continue
+		}
+		its := slices.DeleteFunc(slices.Clone(sids), func(sid security.SID) bool { domain, _ := sid.Domain(); return domain != id.sid })
+		if len(its) == 0 {
+			continue
+		}
+		found, err := ask(d, ctx, its)
+		if err != nil {
+			f.log.WithError(err).WithField("domain", id.DNS).Warn("accounts cannot be read")
+			continue
+		}
+		maps.Copy(out, found)
+	}
+	return out, nil
+}
+
+// ChangeCertificates writes userCertificate of an account in its own domain, as Directory.ChangeCertificates does.
+func (f *Forest) ChangeCertificates(ctx context.Context, sid security.SID, add, remove [][]byte) error {
+	d, err := f.homeOf(ctx, sid)
+	if err != nil {
+		return err
+	}
+	return d.ChangeCertificates(ctx, sid, add, remove)
+}
+
+// Reconnect gives all connections up: the next ones are made with new tickets.
+func (f *Forest) Reconnect() {
+	for _, d := range f.all() {
+		d.Reconnect()
+	}
 }
 
 // NamesOf finds names for SIDs, as Directory.NamesOf does, each in its own domain.

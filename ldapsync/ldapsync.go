@@ -2,8 +2,8 @@
 // and accounts one at a time.
 //
 // Make a Directory with New, run its Run in a goroutine, and call Snapshot for the newest state, which never waits for
-// the network. Subject and SubjectByName look accounts up. Apply, and nothing else, writes: certificate templates, for an
-// administrator who brings credentials of his own (write.go).
+// the network. Subject and SubjectByName look accounts up, Accounts many of them. Two files write: write.go certificate
+// templates, for an administrator who brings credentials of his own, and publish.go certificates.
 //
 // Connections are authenticated and encrypted, always: by TLS, or by Kerberos on plain ldap:// with the SASL GSSAPI
 // security layer of RFC 4752, which Active Directory and Samba demand and the LDAP library does not have (sasl.go,

@@ -18,8 +18,8 @@ import (
 	"github.com/enrollgate/enrollgate/templates/manifest"
 )
 
-// This file is the only one that writes to the directory: certificate templates, their OIDs, and which CAs offer them,
-// as an administrator who brings credentials of his own. The gateway never does.
+// This file writes certificate templates, their OIDs, and which CAs offer them, as an administrator who brings credentials
+// of his own. The gateway never does.
 
 // ErrChanged says that somebody else has changed an object since it was read; nothing was written to it.
 var ErrChanged = errors.New("somebody else has changed it since it was read; make a new plan and look at it again")

@@ -44,7 +44,7 @@ func Decide(in Input) Decision {
 	checkRenewal(in, t, c)
 	d.Profile = buildProfile(in, t, c)
 	pend := checkApproval(in, t, c)
-	checkPublishing(t, c)
+	checkPublishing(in, t, c, &d.Profile)
 
 	d.Checks = c.list
 	switch {
@@ -310,13 +310,24 @@ func checkApproval(in Input, t *Template, c *checks) (pend bool) {
 	return true
 }
 
-// checkPublishing says what does not happen, so that nobody waits for it.
-func checkPublishing(t *Template, c *checks) {
-	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.4.1"
-	if t.EnrollmentFlags&EnrollPublishToDS != 0 {
-		c.pass("publishing", "the gateway does not write certificates to userCertificate, which the template asks for")
-	}
-	if t.EnrollmentFlags&EnrollPublishToKRAContainer != 0 {
-		c.pass("publishing", "the gateway does not write certificates to the KRA container, which the template asks for; agents are designated with enrollgate escrow agents add")
+// checkPublishing says where the certificate will be written, and has the profile say so to those who write it.
+func checkPublishing(in Input, t *Template, c *checks, p *CertificateProfile) {
+	c.spec = "[MS-WCCE] 3.2.2.6.2.1.4.5.6"
+	for _, place := range []struct {
+		flag   uint32
+		wanted *bool
+		where  string
+	}{
+		{EnrollPublishToDS, &p.PublishToDS, "userCertificate of the account"},
+		{EnrollPublishToKRAContainer, &p.PublishToKRA, "the KRA container"},
+	} {
+		switch {
+		case t.EnrollmentFlags&place.flag == 0:
+		case in.NoPublishing:
+			c.pass("publishing", "the certificate is not written to %s, which the template asks for: publish.enabled is false", place.where)
+		default:
+			*place.wanted = true
+			c.pass("publishing", "after it is issued the certificate is written to %s", place.where)
+		}
 	}
 }

@@ -73,6 +73,11 @@ type CertificateProfile struct {
 	NotAfter         time.Time   `json:"not_after"`
 	// NoRevocationInfo asks the CA to leave out revocation addresses.
 	NoRevocationInfo bool `json:"no_revocation_info,omitempty"`
+	// EnrolleeSubject says that the names are the enrollee's own words: the certificate is not about the account.
+	EnrolleeSubject bool `json:"enrollee_subject,omitempty"`
+	// PublishToDS and PublishToKRA are where the certificate is written to once it is issued ([MS-WCCE] 3.2.2.1.5, 3.2.2.1.4).
+	PublishToDS  bool `json:"publish_to_ds,omitempty"`
+	PublishToKRA bool `json:"publish_to_kra,omitempty"`
 }
 
 // Extension is a certificate extension.
@@ -142,6 +147,7 @@ type Input struct {
 	CallerDisabled bool
 	Agents         []AgentRule // who may enroll on behalf of whom
 	RenewalOnly    bool        // the caller is known by a certificate alone
+	NoPublishing   bool        // certificates are not written to the directory
 	Template       Reference
 	Request        *Request // nil: explain what a well-formed request would get
 	Now            time.Time

@@ -87,6 +87,7 @@ func (t *Template) value(attribute string) *uint32 {
 
 const (
 	flagsPart      = "[MS-WCCE] 3.2.2.6.2.1.4.4.1"
+	publishPart    = "[MS-WCCE] 3.2.2.6.2.1.4.5.6"
 	namesPart      = "[MS-WCCE] 3.2.2.6.2.1.4.5.9"
 	privateKeyPart = "[MS-WCCE] 3.2.2.6.2.1.4.5.7"
 	reserved       = "reserved; the Windows console still writes it"
@@ -112,8 +113,8 @@ var generalFlags = []Flag{
 var enrollmentFlags = []Flag{
 	{Name: "INCLUDE_SYMMETRIC_ALGORITHMS", Bit: EnrollIncludeSymmetricAlgorithms, Spec: flagsPart, Effect: EffectServer, Does: "adds the S/MIME capabilities"},
 	{Name: "PEND_ALL_REQUESTS", Bit: EnrollPendAllRequests, Spec: flagsPart, Effect: EffectServer, Does: "a certificate manager approves each request"},
-	{Name: "PUBLISH_TO_KRA_CONTAINER", Bit: EnrollPublishToKRAContainer, Spec: flagsPart, Effect: EffectServer, Does: "explain says that it does not happen; agents are designated on the gateway"},
-	{Name: "PUBLISH_TO_DS", Bit: EnrollPublishToDS, Spec: flagsPart, Effect: EffectServer, Does: "explain says that userCertificate is not written"},
+	{Name: "PUBLISH_TO_KRA_CONTAINER", Bit: EnrollPublishToKRAContainer, Spec: publishPart, Effect: EffectServer, Does: "the certificate is written to the CA's object in the KRA container; agents of this gateway are designated on it all the same"},
+	{Name: "PUBLISH_TO_DS", Bit: EnrollPublishToDS, Spec: publishPart, Effect: EffectServer, Does: "the certificate is added to userCertificate of the account that it is for; what it replaces is taken away"},
 	{Name: "AUTO_ENROLLMENT_CHECK_USER_DS_CERTIFICATE", Bit: EnrollCheckUserDSCertificate, Effect: EffectClient, Does: "the client does not enroll where the directory has a certificate already"},
 	{Name: "AUTO_ENROLLMENT", Bit: EnrollAutoEnrollment, Effect: EffectClient, Does: "the client may enroll by itself"},
 	{Name: "PREVIOUS_APPROVAL_VALIDATE_REENROLLMENT", Bit: EnrollPreviousApprovalValidate, Spec: "[MS-WCCE] 3.2.2.6.2.1.4.8", Effect: EffectServer, Does: "a renewal of a certificate that was issued here to the same account needs neither signatures nor approval again"},

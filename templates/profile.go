@@ -41,7 +41,7 @@ const (
 
 // buildProfile fills in what the certificate will say. Where a required datum is missing it adds a failed check.
 func buildProfile(in Input, t *Template, c *checks) CertificateProfile {
-	p := CertificateProfile{Template: t.Name, TemplateOID: t.OID, Extensions: make([]Extension, 0, 10)}
+	p := CertificateProfile{Template: t.Name, TemplateOID: t.OID, EnrolleeSubject: t.EnrolleeSuppliesSubject(), Extensions: make([]Extension, 0, 10)}
 	addNames(in, t, c, &p)
 	addSID(in, t, c, &p)
 	addTemplateExtension(t, &p)

@@ -41,7 +41,7 @@ func AttributeRules() []Rule {
 		{"msPKI-RA-Signature", "[MS-CRTD] 2.18", "how many others have to sign the request; a key that signs twice counts once", testSigners},
 		{"msPKI-Minimal-Key-Size", "[MS-CRTD] 2.19", "shorter keys are refused", testDecide},
 		{"msPKI-Cert-Template-OID", "[MS-CRTD] 2.20", "the OID by which requests, and certificates, mean the template", testDecide},
-		{"msPKI-Supersede-Templates", "[MS-CRTD] 2.21", "told to clients, which act on it; explain says when", testAutomatic},
+		{"msPKI-Supersede-Templates", "[MS-CRTD] 2.21", "told to clients, which act on it; explain says when. A published certificate takes those of superseded templates out of userCertificate", testAutomatic},
 		{"msPKI-RA-Policies", "[MS-CRTD] 2.22", "issuance policies that a signer has to have", testSigners},
 		{"msPKI-RA-Application-Policies", "[MS-CRTD] 2.23", "purposes that a signer has to have; in schema 3 and 4 also the algorithms and lengths for keys and hashes; an unknown property is refused", testSigners},
 		{"msPKI-Certificate-Policy", "[MS-CRTD] 2.24", "the issuance policies; one that is linked to a group is named in the decision", "TestIssuancePolicies"},
@@ -73,6 +73,8 @@ func ProcessingRules() []Rule {
 		{"application policies in the request", "[MS-WCCE] 2.2.2.7.7.3", "ignored: purposes come from the template", testProfile},
 		{"names in request attributes", "[MS-WCCE] 2.2.2.7.10", "ignored, but for the template's name; one that names another account is refused", "TestTheCAGetsTheCSRAndNothingElse"},
 		{"validity", "[MS-WCCE] 3.2.2.6.2.1.4.4.2", "the template's, cut to the end of the CA certificate", "TestValidityEndsWithTheCA"},
+		{"publishing to the account", "[MS-WCCE] 3.2.2.1.5", "in the background, after the request has ended: tried again until it succeeds; expired, revoked and superseded certificates of the gateway are removed", "TestACertificateIsPublishedAndItsRenewalTakesItsPlace"},
+		{"publishing to the KRA container", "[MS-WCCE] 3.2.2.1.4", "the same, to the object with the CA's sanitized name, which is created where it is missing", "TestTheKRAContainerGetsTheAgentsCertificate"},
 		{"pending requests", "[MS-WCCE] 3.2.2.6.2.1.4.8", "wait for a certificate manager", "TestPendingRequestsWaitForAManager"},
 	}
 }

@@ -71,6 +71,7 @@ func showExplanation(w *tabwriter.Writer, e *gateway.Explanation) {
 		row(w, "Key usage", strings.Join(p.KeyUsage, ", "))
 		row(w, "Valid until", p.NotAfter.Format(time.RFC3339))
 		row(w, "Key archived", yesNo(e.Archive))
+		row(w, "Published", yesNo(p.PublishToDS || p.PublishToKRA))
 	}
 	row(w, "Autoenrollment", yesNo(e.AutoEnrollment.Enrolls))
 	for _, reason := range e.AutoEnrollment.Skips {

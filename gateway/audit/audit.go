@@ -29,6 +29,7 @@ const (
 	RequestFailed    Event = "request-failed"
 	CertIssued       Event = "certificate-issued"
 	CertRevoked      Event = "certificate-revoked"
+	LeaversConfirmed Event = "leavers-confirmed" // by an operator, past the limits
 	KeyArchived      Event = "key-archived"
 	KeyImported      Event = "key-imported"
 	KeyRecovered     Event = "key-recovered"

@@ -4,6 +4,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,6 +37,8 @@ type Config struct {
 	AcceptRisk       []Risk      `yaml:"accept_risk"`
 	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
 	Escrow           Escrow      `yaml:"escrow"`
+	Publish          Publish     `yaml:"publish"`
+	Leavers          Leavers     `yaml:"leavers"`
 	Log              Log         `yaml:"log"`
 }
 
@@ -159,7 +162,8 @@ func defaults() *Config {
 		Kerberos:   Kerberos{MaxClockSkew: 5 * time.Minute},
 		Directory: Directory{Bind: Bind{Method: "gssapi"}, Krb5Conf: "/etc/krb5.conf", MaxAge: 24 * time.Hour,
 			Poll: 2 * time.Second, FullRead: time.Minute, FailBack: time.Minute, Timeout: 10 * time.Second},
-		Policy: Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
+		Policy:  Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
+		Publish: defaultPublish(), Leavers: defaultLeavers(),
 		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour},
 		Log:    Log{Level: "info", Format: "json"},
 	}
@@ -205,9 +209,12 @@ func Parse(text []byte) (*Config, error) {
 func (c *Config) resolve(dir string) {
 	dir, _ = filepath.Abs(dir)
 	paths := []*string{&c.Data, &c.Secret.File, &c.TLS.Certificate, &c.TLS.Key, &c.Kerberos.Keytab, &c.Directory.CAFile,
-		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf}
+		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf, &c.Publish.Bind.Keytab, &c.Publish.Bind.Password.File}
 	for i := range c.Directory.Domains {
 		d := &c.Directory.Domains[i]
+		if d.Bind.Method == "gssapi" && d.Bind.Keytab == "" && !d.Bind.Password.Set() {
+			d.Bind.Keytab = cmp.Or(c.Directory.Bind.Keytab, c.Kerberos.Keytab)
+		}
 		paths = append(paths, &d.CAFile, &d.Bind.Keytab, &d.Bind.Password.File)
 	}
 	for i := range c.CAs {
@@ -223,6 +230,7 @@ func (c *Config) resolve(dir string) {
 	if c.Directory.Bind.Keytab == "" {
 		c.Directory.Bind.Keytab = c.Kerberos.Keytab
 	}
+	c.resolvePublish()
 	if c.Secret.File == "" && c.Secret.Env == "" {
 		c.Secret.File = filepath.Join(c.Data, "secret")
 	}
@@ -241,6 +249,8 @@ func (c *Config) Check() []string {
 	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
 	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
 	c.Directory.check(need)
+	c.Publish.check(need)
+	c.Leavers.check(need)
 	need(len(c.CAs) > 0, "cas: missing; name at least one CA as the directory publishes it")
 	seen := map[string]bool{}
 	for i, ca := range c.CAs {

@@ -41,6 +41,29 @@ func TestDefaultsWorkAndPathsAreRelativeToTheFile(t *testing.T) {
 	}
 }
 
+// Who writes to the directory is who reads it, unless the file says otherwise.
+func TestTheAccountThatPublishes(t *testing.T) {
+	for text, want := range map[string]config.Bind{
+		"":                                       {Method: "gssapi", Principal: "svc", Keytab: "k"},
+		"publish: {bind: {principal: writer}}\n": {Method: "gssapi", Principal: "writer", Keytab: "k"},
+		"publish: {bind: {principal: writer, keytab: w}}\n":                {Method: "gssapi", Principal: "writer", Keytab: "w"},
+		"publish: {bind: {principal: writer, password: {env: PASS}}}\n":    {Method: "gssapi", Principal: "writer", Password: config.Secret{Env: "PASS"}},
+		"publish: {bind: {user: writer@corp.example, password: {env: P}}}": {Method: "simple", User: "writer@corp.example", Password: config.Secret{Env: "P"}},
+	} {
+		c, err := load(t, minimal+text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := c.Publish.Bind
+		if got.Keytab != "" {
+			got.Keytab = filepath.Base(got.Keytab)
+		}
+		if got != want || !c.Publish.Enabled || c.Leavers.Enabled || c.Leavers.CRLReason() != 3 {
+			t.Errorf("%q: %+v, want %+v", text, got, want)
+		}
+	}
+}
+
 func TestAnEmptyFileMeansDefaults(t *testing.T) {
 	for _, text := range []string{"", "\n", "# nothing\n", "listen:\n  # https: x\n"} {
 		c, err := config.Parse([]byte(text))
@@ -73,6 +96,10 @@ func TestMistakesAreNamed(t *testing.T) {
 		"a risk by a rule that finds nothing":  {minimal + "accept_risk: [{template: T, rule: ESC6, by: J, until: 2027-03-31}]\n", "ESC6"},
 		"a risk of nothing":                    {minimal + "accept_risk: [{rule: ESC1, by: J, until: 2027-03-31}]\n", "accept_risk[0].template"},
 		"a risk of two things":                 {minimal + "accept_risk: [{template: T, object: O, rule: ESC1, by: J, until: 2027-03-31}]\n", "accept_risk[0].template"},
+		"a retry that never waits":             {minimal + "publish: {retry: 0s}\n", "publish.retry"},
+		"a writer without a name":              {minimal + "publish: {bind: {method: gssapi}}\n", "publish.bind.principal"},
+		"leavers without a limit":              {minimal + "leavers: {max_per_run: 0}\n", "max_per_run"},
+		"a reason that could be taken back":    {minimal + "leavers: {reason: certificateHold}\n", "affiliationChanged, cessationOfOperation"},
 		"an empty file":                        {"", "public_name"},
 	} {
 		t.Run(name, func(t *testing.T) {

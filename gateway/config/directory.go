@@ -68,12 +68,5 @@ func (b *Bind) check(need needs, place string, servers []string, startTLS bool) 
 			need(b.Method == "gssapi", "%s.servers: a simple bind over %s would send the password in the clear; use ldaps:// or starttls", place, s)
 		}
 	}
-	switch b.Method {
-	case "gssapi":
-		need(b.Principal != "", "%s.bind.principal: missing; name the account whose key is in the keytab", place)
-	case "simple":
-		need(b.User != "" && b.Password.Set(), "%s.bind: user and password (file or env) are needed for a simple bind", place)
-	default:
-		need(false, "%s.bind.method: %q is neither gssapi nor simple", place, b.Method)
-	}
+	checkBind(place+".bind", *b, need)
 }

@@ -160,6 +160,7 @@ type Result struct {
 	HResult     hresult.Code
 	Message     string
 	CAToken     string
+	Publish     []Target // where an issued certificate is wanted
 }
 
 // Finish moves a request that is Open, Approved or Waiting to the result's state. It fails if somebody else did so before.
@@ -181,6 +182,9 @@ func (l *Ledger) Finish(ctx context.Context, id int64, actor string, r Result) e
 		detail := map[string]any{"request": id}
 		switch r.State {
 		case Issued:
+			if err := wantPublications(tx, id, now, r.Publish); err != nil {
+				return err
+			}
 			detail["serial"], detail["not_after"] = serial, r.Certificate.NotAfter.UTC()
 			return audit.Append(tx, now, actor, audit.CertIssued, detail)
 		case Denied:
@@ -271,8 +275,8 @@ func (l *Ledger) BySerial(ctx context.Context, ca, serial string) (*Row, error) 
 	return rows[0], nil
 }
 
-// Revoked records that a certificate was revoked at its CA. The first time counts.
-func (l *Ledger) Revoked(ctx context.Context, id int64, actor string, reason int) error {
+// Revoked records that a certificate was revoked at its CA, and why, which may be empty. The first time counts.
+func (l *Ledger) Revoked(ctx context.Context, id int64, actor string, reason int, why string) error {
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
 		now := l.now()
 		res, err := tx.Exec("UPDATE requests SET revoked = ? WHERE id = ? AND revoked = 0", now.UnixMilli(), id)
@@ -282,7 +286,14 @@ func (l *Ledger) Revoked(ctx context.Context, id int64, actor string, reason int
 		if n, err := res.RowsAffected(); err != nil || n == 0 {
 			return err
 		}
-		return audit.Append(tx, now, actor, audit.CertRevoked, map[string]any{"request": id, "reason": reason})
+		if err := hurryPublications(tx, id, now); err != nil {
+			return err
+		}
+		detail := map[string]any{"request": id, "reason": reason}
+		if why != "" {
+			detail["why"] = why
+		}
+		return audit.Append(tx, now, actor, audit.CertRevoked, detail)
 	})
 }
 

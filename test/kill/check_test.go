@@ -20,6 +20,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
 )
 
@@ -38,10 +39,12 @@ func (s *setup) check(t *testing.T, received map[string][]byte) (again int) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	rows, err := ledger.New(db, time.Now).List(ctx, "", 1<<20)
+	l := ledger.New(db, time.Now)
+	rows, err := l.List(ctx, "", 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
+	wantPublications(t, l, rows)
 	issued := map[string]*x509.Certificate{} // by decimal serial number
 	fingerprints := map[string]int64{}
 	for _, r := range rows {
@@ -98,6 +101,34 @@ func (s *setup) check(t *testing.T, received map[string][]byte) (again int) {
 		again = repeated(list)
 	}
 	return again
+}
+
+// wantPublications requires that each certificate came with what brings it to the directory, where its template asks for it.
+func wantPublications(t *testing.T, l *ledger.Ledger, rows []*ledger.Row) {
+	t.Helper()
+	recorded := map[int64]bool{}
+	for sid := range accountsOf(rows) {
+		list, err := l.Publications(context.Background(), ledger.Target{Place: ledger.PlaceAccount, Name: string(sid)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list {
+			recorded[p.Request] = p.State != ledger.None
+		}
+	}
+	for _, r := range rows {
+		if r.State == ledger.Issued && r.Profile.PublishToDS != recorded[r.ID] {
+			t.Errorf("request %d: to be published: %v; recorded: %v", r.ID, r.Profile.PublishToDS, recorded[r.ID])
+		}
+	}
+}
+
+func accountsOf(rows []*ledger.Row) map[security.SID]bool {
+	out := map[security.SID]bool{}
+	for _, r := range rows {
+		out[r.SubjectSID] = true
+	}
+	return out
 }
 
 // archived opens a request's record with the agent's key: there is one, and it has the key of the certificate.

@@ -2,6 +2,7 @@ package world
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -74,6 +75,25 @@ func (p *Process) Start(t testing.TB) {
 			t.Fatalf("the gateway does not come up: %v\n%s", err, p.log.String())
 		}
 	}
+}
+
+// Output runs another command of the program, with the same configuration, and returns what it printed and its exit code.
+func (p *Process) Output(t testing.TB, args ...string) (output string, code int) {
+	t.Helper()
+	c := p.Command(args...)
+	c.Env = append(os.Environ(), p.Env...)
+	var stdout, stderr bytes.Buffer
+	c.Stdout, c.Stderr = &stdout, &stderr
+	err := c.Run()
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		code = e.ExitCode()
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if stderr.Len() > 0 {
+		t.Logf("%v: %s", args, stderr.String())
+	}
+	return stdout.String(), code
 }
 
 // Kill ends the process at once, as a power cut would.
