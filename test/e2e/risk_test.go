@@ -101,6 +101,7 @@ func TestLintOfTheLabsForest(t *testing.T) {
 		"LabVulnESC4 ESC4": `error LAB\Certificate Managers`, "LabVulnESC9 ESC9": `error LAB\Domain Users`, "LabVulnESC13 ESC13": `error LAB\Domain Users`,
 		"LabVulnESC15 ESC15": `note LAB\Contractors`, "LabVulnESC15 ESC17": `warning LAB\Contractors`,
 		"LabEnrollmentAgent ESC3": `warning LAB\Certificate Managers`, "LabOnBehalf ESC3": `note LAB\Domain Users, LAB\Certificate Managers`, "listen.https ESC8": "note ",
+		"KRA ESC5": `warning LAB\svc-enroll`, // the gateway itself, which publishes there
 	}
 	got := map[string]string{}
 	for _, f := range found {
@@ -131,7 +132,7 @@ func TestLintPrintsAndItsExitCodeSaysThatSomethingIsDangerous(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Logf("%s", out)
-	for _, want := range []string{"template LabVulnESC1  (not served)", "ERROR    ESC1", `LAB\Domain Users`, "clear ENROLLEE_SUPPLIES_SUBJECT (0x00000001)", "6 errors, 2 warnings, 3 notes; 0 accepted"} {
+	for _, want := range []string{"template LabVulnESC1  (not served)", "ERROR    ESC1", `LAB\Domain Users`, "clear ENROLLEE_SUPPLIES_SUBJECT (0x00000001)", "6 errors, 3 warnings, 3 notes; 0 accepted"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}
@@ -155,7 +156,7 @@ func TestLintPrintsAndItsExitCodeSaysThatSomethingIsDangerous(t *testing.T) {
 	if err := os.WriteFile(path, config, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := p.Command("templates", "lint").CombinedOutput(); err != nil || !strings.Contains(string(out), "accepted by Jane Doe until 2099-12-31") || !strings.Contains(string(out), "0 errors, 2 warnings, 3 notes; 6 accepted") {
+	if out, err := p.Command("templates", "lint").CombinedOutput(); err != nil || !strings.Contains(string(out), "accepted by Jane Doe until 2099-12-31") || !strings.Contains(string(out), "0 errors, 3 warnings, 3 notes; 6 accepted") {
 		t.Errorf("all accepted: %v\n%s", err, out)
 	}
 	if out, err := p.Command("templates", "lint", "--accepted").CombinedOutput(); err != nil || !strings.Contains(string(out), "0 errors, 0 warnings, 0 notes; 6 accepted") {
