@@ -15,7 +15,7 @@ func addPolicies(in Input, t *Template, c *checks, p *CertificateProfile) {
 	policies := t.IssuancePolicies
 	if t.EnrollmentFlags&EnrollIssuancePoliciesFromRequest != 0 && in.Request != nil {
 		value := extension(in.Request.Extensions, oidCertPolicies)
-		requested, ok := readPolicies(value)
+		requested, ok := ReadOIDs(value)
 		switch {
 		case value != nil && !ok:
 			c.fail(hresult.InvalidData, name, "correct the request", "the issuance policies of the request are malformed")

@@ -192,19 +192,8 @@ func smimeCapabilities(r *Request) []byte {
 }
 
 func wellFormedCapabilities(der []byte) bool {
-	s := cryptobyte.String(der)
-	var list cryptobyte.String
-	if !s.ReadASN1(&list, cbasn1.SEQUENCE) || !s.Empty() {
-		return false
-	}
-	for !list.Empty() {
-		var item cryptobyte.String
-		var oid asn1.ObjectIdentifier
-		if !list.ReadASN1(&item, cbasn1.SEQUENCE) || !item.ReadASN1ObjectIdentifier(&oid) {
-			return false
-		}
-	}
-	return true
+	_, ok := ReadOIDs(der)
+	return ok
 }
 
 // oidSequence encodes SEQUENCE OF OID, or SEQUENCE OF SEQUENCE { OID } where wrapped.

@@ -41,18 +41,19 @@ func (p *Proof) issuancePolicies() []string { return policiesOf(p.Certificate, o
 func policiesOf(cert *x509.Certificate, oid string) []string {
 	for _, e := range cert.Extensions {
 		if e.Id.String() == oid {
-			list, _ := readPolicies(e.Value)
+			list, _ := ReadOIDs(e.Value)
 			return list
 		}
 	}
 	return nil
 }
 
-// readPolicies reads SEQUENCE OF PolicyInformation (RFC 5280 4.2.1.4), without the qualifiers.
-func readPolicies(der []byte) ([]string, bool) {
+// ReadOIDs reads the OIDs of a SEQUENCE OF SEQUENCE { OBJECT IDENTIFIER, … }, as certificate policies (RFC 5280 4.2.1.4),
+// application policies and S/MIME capabilities (RFC 8551 2.5.2) are, without what follows them.
+func ReadOIDs(der []byte) ([]string, bool) {
 	s := cryptobyte.String(der)
 	var list cryptobyte.String
-	if !s.ReadASN1(&list, cbasn1.SEQUENCE) || !s.Empty() {
+	if !s.ReadASN1(&list, cbasn1.SEQUENCE) || !s.Empty() || list.Empty() {
 		return nil, false
 	}
 	var out []string

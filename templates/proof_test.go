@@ -273,7 +273,7 @@ func TestIssuancePolicies(t *testing.T) {
 		"refused where the template has none": {EnrollIssuancePoliciesFromRequest, nil, []string{high}, nil, Deny},
 	} {
 		d := decide(c.flags, c.template, c.requested)
-		got, _ := readPolicies(extension(d.Profile.Extensions, oidCertPolicies))
+		got, _ := ReadOIDs(extension(d.Profile.Extensions, oidCertPolicies))
 		if d.Outcome != c.outcome || !slices.Equal(got, c.want) || !slices.Equal(d.Profile.IssuancePolicies, c.want) {
 			t.Errorf("%s: %s with %v", name, d.Outcome, got)
 		}

@@ -84,32 +84,12 @@ func templateInformation(x map[string]templates.Extension) string {
 	return ""
 }
 
-// leadingOIDs reads a SEQUENCE OF SEQUENCE { OBJECT IDENTIFIER, … }, as CertificatePolicies (RFC 5280 4.2.1.4), application
-// policies and S/MIME capabilities (RFC 8551 2.5.2) are.
-func leadingOIDs(der []byte) ([]string, bool) {
-	s := cryptobyte.String(der)
-	var list cryptobyte.String
-	if !s.ReadASN1(&list, cbasn1.SEQUENCE) || !s.Empty() || list.Empty() {
-		return nil, false
-	}
-	var out []string
-	for !list.Empty() {
-		var item cryptobyte.String
-		var oid asn1.ObjectIdentifier
-		if !list.ReadASN1(&item, cbasn1.SEQUENCE) || !item.ReadASN1ObjectIdentifier(&oid) {
-			return nil, false
-		}
-		out = append(out, oid.String())
-	}
-	return out, true
-}
-
 func applicationPolicies(x map[string]templates.Extension) string {
 	e, ok := x[wcce.OIDAppPolicies]
 	if !ok {
 		return ""
 	}
-	oids, ok := leadingOIDs(e.Value)
+	oids, ok := templates.ReadOIDs(e.Value)
 	slices.Sort(oids)
 	if !ok || len(slices.Compact(slices.Clone(oids))) != len(oids) {
 		return "not a list of different policies"
@@ -123,7 +103,7 @@ func policiesMatchEKU(x map[string]templates.Extension) string {
 	if !hasApp || !hasEKU {
 		return ""
 	}
-	want, _ := leadingOIDs(app.Value)
+	want, _ := templates.ReadOIDs(app.Value)
 	var got []string
 	s := cryptobyte.String(eku.Value)
 	var list cryptobyte.String
@@ -209,7 +189,7 @@ func directoryGUID(x map[string]templates.Extension) string {
 
 func smimeCapabilities(x map[string]templates.Extension) string {
 	if e, ok := x[oidSMIMECaps]; ok {
-		if _, ok := leadingOIDs(e.Value); !ok {
+		if _, ok := templates.ReadOIDs(e.Value); !ok {
 			return "not a list of capabilities"
 		}
 	}
