@@ -18,8 +18,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
@@ -77,6 +79,8 @@ type Gateway struct {
 	risks    hazardCache
 	metrics  *metrics
 	linter   *lint.Linter
+	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.
+	auditSigner func() (*audit.Signer, error)
 }
 
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.
@@ -108,6 +112,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	if err != nil {
 		return nil, err
 	}
+	g.auditSigner = sync.OnceValues(func() (*audit.Signer, error) { return loadAuditSigner(cfg.Data, cfg.PublicName, secret) })
 	for _, c := range cfg.CAs {
 		ca, err := g.openCA(ctx, c, secret)
 		if err != nil {

@@ -35,11 +35,15 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := g.recordConfiguration(ctx); err != nil {
+		return err
+	}
 	g.metrics.watch(g)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { g.Forest.Run(ctx); return nil })
 	group.Go(func() error { g.housekeep(ctx); return nil })
 	group.Go(func() error { g.resumeLoop(ctx); return nil })
+	group.Go(func() error { g.signLog(ctx); return nil })
 	if g.Config.Publish.Enabled {
 		group.Go(func() error {
 			stop := context.AfterFunc(ctx, g.writer.Close) // a controller that does not answer holds nobody up

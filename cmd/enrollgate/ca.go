@@ -6,14 +6,12 @@ import (
 	"crypto/rsa"
 	"encoding/pem"
 	"errors"
-	"fmt"
 	"math/big"
 	"os"
 	"text/tabwriter"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway"
-	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
@@ -162,41 +160,5 @@ func (a *app) caCRLCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&ca, "ca", "", "name of the CA (default: the only one)")
 	cmd.Flags().StringVar(&out, "out", "-", "file for the DER form; - prints PEM")
-	return cmd
-}
-
-func (a *app) auditCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "audit", Short: "Read and verify the audit log"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "verify", Short: "Check that no line of the audit log was changed or removed", Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				n, err := audit.Verify(ctx, g.DB.SQL)
-				if err != nil {
-					return err
-				}
-				return a.print(map[string]any{"lines": n, "intact": true}, func(w *tabwriter.Writer) { row(w, fmt.Sprintf("%d lines, intact", n)) })
-			})
-		},
-	}, &cobra.Command{
-		Use: "export", Short: "Print the audit log", Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				lines, err := audit.Lines(ctx, g.DB.SQL)
-				if err != nil {
-					return err
-				}
-				if lines == nil {
-					lines = []audit.Line{}
-				}
-				return a.print(lines, func(w *tabwriter.Writer) {
-					row(w, "SEQ", "TIME", "ACTOR", "EVENT", "DETAIL")
-					for _, l := range lines {
-						row(w, l.Seq, l.Time.Format(time.RFC3339), l.Actor, l.Event, string(l.Detail))
-					}
-				})
-			})
-		},
-	})
 	return cmd
 }

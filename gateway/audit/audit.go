@@ -1,8 +1,11 @@
-// Package audit is the append-only log of decisions, issuance and recovery. Each line carries the hash of the one
-// before, so that a line that was changed or removed later shows.
+// Package audit is the append-only log of decisions, issuance and recovery: a transparency log. Its lines are the leaves of a
+// Merkle tree (RFC 6962 2.1), of which the gateway signs checkpoints; each line also carries the hash of the one before.
+// A line that was changed or removed shows, and who has kept a checkpoint elsewhere sees also that the whole log was put back
+// to an earlier state, or written anew.
 //
 // Append writes a line inside the caller's transaction: what it tells about and the line become durable together, or
-// neither does. Verify recomputes the chain.
+// neither does. Sign makes a checkpoint, Prove a proof that a line is in the log, which Check verifies with nothing but the
+// log's public key; Verify recomputes everything.
 package audit
 
 import (
@@ -15,6 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 )
 
 // Event is what happened.
@@ -38,6 +43,7 @@ const (
 	AgentRemoved     Event = "agent-removed"
 	ExchangeCreated  Event = "exchange-key-created"
 	ExchangeImported Event = "exchange-key-imported"
+	ConfigChanged    Event = "configuration-changed"
 )
 
 // Line is one entry.
@@ -68,7 +74,7 @@ func Append(tx *sql.Tx, now time.Time, actor string, event Event, detail any) er
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
-	return nil
+	return grow(tx, &line)
 }
 
 // hash covers every field, each with its length, and the hash of the line before.
@@ -88,11 +94,65 @@ func (l *Line) hash(previous []byte) []byte {
 	return h.Sum(nil)
 }
 
-// Verify reads the whole log and checks the chain. It returns the number of lines; an error names the first bad one.
-func Verify(ctx context.Context, db *sql.DB) (int64, error) {
+// Verify reads the whole log and checks the chain and the tree. It returns the number of lines; an error names the first bad
+// one.
+func Verify(ctx context.Context, db *sql.DB) (int64, error) { return verify(ctx, db, nil, nil) }
+
+// VerifySigned is Verify, and also checks every checkpoint that the database has, and those that the caller has kept elsewhere,
+// which show a log that was put back to an earlier state or written anew.
+func VerifySigned(ctx context.Context, db *sql.DB, v note.Verifier, elsewhere ...string) (int64, error) {
+	return verify(ctx, db, v, elsewhere)
+}
+
+// verify looks at everything in one state of the database. Without a verifier no checkpoint is looked at.
+func verify(ctx context.Context, db *sql.DB, v note.Verifier, elsewhere []string) (int64, error) {
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return 0, fmt.Errorf("audit: %w", err)
+	}
+	defer tx.Rollback()
+	count, err := verifyLines(ctx, tx)
+	if err != nil || v == nil {
+		return count, err
+	}
+	kept, err := checkpoints(ctx, tx)
+	if err != nil {
+		return count, err
+	}
+	for _, text := range append(kept, elsewhere...) {
+		c, err := OpenCheckpoint(text, v)
+		if err == nil {
+			err = c.extends(ctx, tx)
+		}
+		if err != nil {
+			return count, fmt.Errorf("audit: %w", err)
+		}
+	}
+	return count, nil
+}
+
+// checkpoints are the signed notes that the database has.
+func checkpoints(ctx context.Context, db querier) (out []string, err error) {
+	rows, err := db.QueryContext(ctx, "SELECT note FROM audit_checkpoints ORDER BY size")
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+		out = append(out, text)
+	}
+	return out, rows.Err()
+}
+
+func verifyLines(ctx context.Context, tx *sql.Tx) (int64, error) {
 	var count int64
 	last := make([]byte, sha256.Size)
-	err := each(ctx, db, func(l Line, previous, hash []byte) error {
+	tree := treeChecker{nodes: nodes{ctx, tx}}
+	err := each(ctx, tx, 0, func(l Line, previous, hash []byte) error {
 		count++
 		switch {
 		case l.Seq != count:
@@ -101,39 +161,63 @@ func Verify(ctx context.Context, db *sql.DB) (int64, error) {
 			return fmt.Errorf("line %d has been changed", l.Seq)
 		}
 		last = hash
-		return nil
+		return tree.line(&l)
 	})
+	if err == nil {
+		if err = tree.end(); err != nil {
+			err = fmt.Errorf("audit: %w", err)
+		}
+	}
 	return count, err
 }
 
-// Lines returns the log in order.
-func Lines(ctx context.Context, db *sql.DB) ([]Line, error) {
-	var out []Line
-	err := each(ctx, db, func(l Line, _, _ []byte) error {
-		out = append(out, l)
-		return nil
-	})
-	return out, err
+// Each calls do with every line after the one with the number after, in order.
+func Each(ctx context.Context, db *sql.DB, after int64, do func(Line) error) error {
+	return each(ctx, db, after, func(l Line, _, _ []byte) error { return do(l) })
 }
 
-func each(ctx context.Context, db *sql.DB, do func(l Line, previous, hash []byte) error) error {
-	rows, err := db.QueryContext(ctx, "SELECT seq, time, actor, event, detail, previous, hash FROM audit ORDER BY seq")
+// page is how many lines are read at once: none is held in memory for longer, and nothing else waits for the reader.
+const page = 1000
+
+func each(ctx context.Context, db querier, after int64, do func(l Line, previous, hash []byte) error) error {
+	for {
+		n, last, err := eachOfPage(ctx, db, after, do)
+		if err != nil || n < page {
+			return err
+		}
+		after = last
+	}
+}
+
+func eachOfPage(ctx context.Context, db querier, after int64, do func(l Line, previous, hash []byte) error) (n int, last int64, err error) {
+	type full struct {
+		Line
+		previous, hash []byte
+	}
+	var lines []full
+	rows, err := db.QueryContext(ctx, "SELECT seq, time, actor, event, detail, previous, hash FROM audit WHERE seq > ? ORDER BY seq LIMIT ?", after, page)
 	if err != nil {
-		return fmt.Errorf("audit: %w", err)
+		return 0, 0, fmt.Errorf("audit: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var l Line
+		var l full
 		var ms int64
 		var detail string
-		var previous, hash []byte
-		if err := rows.Scan(&l.Seq, &ms, &l.Actor, &l.Event, &detail, &previous, &hash); err != nil {
-			return fmt.Errorf("audit: %w", err)
+		if err := rows.Scan(&l.Seq, &ms, &l.Actor, &l.Event, &detail, &l.previous, &l.hash); err != nil {
+			return 0, 0, fmt.Errorf("audit: %w", err)
 		}
 		l.Time, l.Detail = time.UnixMilli(ms).UTC(), json.RawMessage(detail)
-		if err := do(l, previous, hash); err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
+		lines = append(lines, l)
 	}
-	return rows.Err()
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return 0, 0, fmt.Errorf("audit: %w", err)
+	}
+	for i := range lines {
+		if err := do(lines[i].Line, lines[i].previous, lines[i].hash); err != nil {
+			return 0, 0, fmt.Errorf("audit: %w", err)
+		}
+		last = lines[i].Seq
+	}
+	return len(lines), last, nil
 }

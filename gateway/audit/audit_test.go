@@ -22,6 +22,7 @@ func TestChangedAndRemovedLinesShow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db := testpki.DB(t)
+			_, v := newSigner(t)
 			for i := range 3 {
 				if err := db.Write(context.Background(), func(tx *sql.Tx) error {
 					return audit.Append(tx, time.Now(), "test", audit.KeyArchived, map[string]int{"n": i})
@@ -36,7 +37,7 @@ func TestChangedAndRemovedLinesShow(t *testing.T) {
 			if _, err := db.SQL.Exec("DROP TRIGGER audit_no_update; DROP TRIGGER audit_no_delete; " + c.tamper); err != nil {
 				t.Fatal(err)
 			}
-			n, err := audit.Verify(context.Background(), db.SQL)
+			n, err := audit.VerifySigned(context.Background(), db.SQL, v)
 			if c.want == "" && (err != nil || n != 3) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("%d lines, %v, want %q", n, err, c.want)
 			}

@@ -41,11 +41,11 @@ func loadOrCreateKey(file string, secret []byte) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return key, writeFile(file, text)
+	return key, WriteFile(file, text)
 }
 
-// writeFile replaces a file durably: after a crash it is the old or the new one.
-func writeFile(file string, content []byte) error {
+// WriteFile replaces a file durably: after a crash it is the old or the new one.
+func WriteFile(file string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
