@@ -24,6 +24,9 @@ import (
 // checkpointEvery is how often the state of the audit log is signed while it grows.
 const checkpointEvery = time.Minute
 
+// growAtOnce is how many lines go into the tree in one transaction.
+const growAtOnce = 1000
+
 // AuditSigner signs checkpoints of the audit log. Its key is made on first use, and encrypted at rest.
 func (g *Gateway) AuditSigner() (*audit.Signer, error) { return g.auditSigner() }
 
@@ -61,6 +64,11 @@ func (g *Gateway) Checkpoint(ctx context.Context) (c *audit.Checkpoint, err erro
 	s, err := g.AuditSigner()
 	if err != nil {
 		return nil, err
+	}
+	for more := true; more; { // in parts: enrollments write in between
+		if err := g.DB.Write(ctx, func(tx *sql.Tx) (err error) { more, err = audit.Grow(ctx, tx, growAtOnce); return err }); err != nil {
+			return nil, err
+		}
 	}
 	err = g.DB.Write(ctx, func(tx *sql.Tx) (err error) {
 		c, err = audit.Sign(ctx, tx, g.now(), s)

@@ -74,7 +74,7 @@ func Append(tx *sql.Tx, now time.Time, actor string, event Event, detail any) er
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
-	return grow(tx, &line)
+	return nil
 }
 
 // hash covers every field, each with its length, and the hash of the line before.
@@ -111,7 +111,11 @@ func verify(ctx context.Context, db *sql.DB, v note.Verifier, elsewhere []string
 		return 0, fmt.Errorf("audit: %w", err)
 	}
 	defer tx.Rollback()
-	count, err := verifyLines(ctx, tx)
+	tree, err := newTreeChecker(ctx, tx)
+	if err != nil {
+		return 0, fmt.Errorf("audit: %w", err)
+	}
+	count, err := verifyLines(ctx, tx, tree)
 	if err != nil || v == nil {
 		return count, err
 	}
@@ -122,7 +126,7 @@ func verify(ctx context.Context, db *sql.DB, v note.Verifier, elsewhere []string
 	for _, text := range append(kept, elsewhere...) {
 		c, err := OpenCheckpoint(text, v)
 		if err == nil {
-			err = c.extends(ctx, tx)
+			err = c.begins(count, tree)
 		}
 		if err != nil {
 			return count, fmt.Errorf("audit: %w", err)
@@ -148,10 +152,9 @@ func checkpoints(ctx context.Context, db querier) (out []string, err error) {
 	return out, rows.Err()
 }
 
-func verifyLines(ctx context.Context, tx *sql.Tx) (int64, error) {
+func verifyLines(ctx context.Context, tx *sql.Tx, tree *treeChecker) (int64, error) {
 	var count int64
 	last := make([]byte, sha256.Size)
-	tree := treeChecker{nodes: nodes{ctx, tx}}
 	err := each(ctx, tx, 0, func(l Line, previous, hash []byte) error {
 		count++
 		switch {
@@ -163,12 +166,13 @@ func verifyLines(ctx context.Context, tx *sql.Tx) (int64, error) {
 		last = hash
 		return tree.line(&l)
 	})
-	if err == nil {
-		if err = tree.end(); err != nil {
-			err = fmt.Errorf("audit: %w", err)
-		}
+	if err != nil {
+		return count, err
 	}
-	return count, err
+	if err := tree.end(); err != nil {
+		return count, fmt.Errorf("audit: %w", err)
+	}
+	return count, nil
 }
 
 // Each calls do with every line after the one with the number after, in order.

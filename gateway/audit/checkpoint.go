@@ -86,7 +86,8 @@ func size(ctx context.Context, db querier) (n int64, err error) {
 	return n, nil
 }
 
-// Sign signs the log as it is in the transaction and keeps the checkpoint; one of the same size is returned again.
+// Sign signs the log as it is in the transaction, with all of its lines in the tree, and keeps the checkpoint; one of the same
+// size is returned again.
 func Sign(ctx context.Context, tx *sql.Tx, now time.Time, s *Signer) (*Checkpoint, error) {
 	n, err := size(ctx, tx)
 	if err != nil {
@@ -104,6 +105,9 @@ func Sign(ctx context.Context, tx *sql.Tx, now time.Time, s *Signer) (*Checkpoin
 	if !errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
+	if _, err := Grow(ctx, tx, n); err != nil {
+		return nil, err
+	}
 	root, err := tlog.TreeHash(n, nodes{ctx, tx})
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
@@ -119,16 +123,12 @@ func Sign(ctx context.Context, tx *sql.Tx, now time.Time, s *Signer) (*Checkpoin
 	return &Checkpoint{n, root, string(signed)}, nil
 }
 
-// extends requires that the log begins with what a checkpoint says.
-func (c *Checkpoint) extends(ctx context.Context, db querier) error {
-	n, err := size(ctx, db)
-	if err != nil {
-		return err
-	}
+// begins requires that a log of n lines begins with what the checkpoint says.
+func (c *Checkpoint) begins(n int64, tree tlog.HashReader) error {
 	if c.Size > n {
 		return fmt.Errorf("the log has %d lines, a checkpoint was signed over %d: it was put back to an earlier state", n, c.Size)
 	}
-	root, err := tlog.TreeHash(c.Size, nodes{ctx, db})
+	root, err := tlog.TreeHash(c.Size, tree)
 	if err != nil {
 		return err
 	}
@@ -172,8 +172,6 @@ func Prove(ctx context.Context, tx *sql.Tx, now time.Time, s *Signer, seq int64)
 	}
 	return p, nil
 }
-
-var errEnough = errors.New("enough")
 
 // Check verifies a proof with the log's public key alone.
 func (p *Proof) Check(verifierKey string) (*Line, error) {

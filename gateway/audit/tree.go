@@ -30,7 +30,7 @@ func (n nodes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 		err := n.db.QueryRowContext(n.ctx, "SELECT hash FROM audit_tree WHERE idx = ?", idx).Scan(&hash)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
-			return nil, fmt.Errorf("node %d: %w", idx, errNoNode)
+			return nil, fmt.Errorf("node %d is missing in the tree", idx)
 		case err != nil:
 			return nil, fmt.Errorf("node %d: %w", idx, err)
 		case len(hash) != tlog.HashSize:
@@ -41,74 +41,103 @@ func (n nodes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
-var errNoNode = errors.New("missing in the tree")
-
 // leaf is what is hashed of a line: its JSON, as audit export prints it, so that others can compute the same.
 func (l *Line) leaf() ([]byte, error) { return json.Marshal(l) }
 
-// grow adds a line to the tree, and before it those that are not in it yet: a log from before there was a tree.
-func grow(tx *sql.Tx, l *Line) error {
-	data, err := l.leaf()
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
+// treeSize is how many lines are in the tree, of which so many nodes are stored.
+func treeSize(nodes int64) (lines int64) {
+	lines = nodes / 2 // a tree of n lines has between n and 2n nodes
+	for tlog.StoredHashCount(lines) > nodes {
+		lines--
 	}
-	err = store(tx, l.Seq-1, data)
-	if !errors.Is(err, errNoNode) {
-		return err
+	for tlog.StoredHashCount(lines+1) <= nodes {
+		lines++
 	}
-	return catchUp(tx, l.Seq)
+	return lines
 }
 
-// store writes the nodes that become complete with the leaf n, counted from 0.
-func store(tx *sql.Tx, n int64, data []byte) error {
-	hashes, err := tlog.StoredHashes(n, data, nodes{context.Background(), tx})
-	if err != nil {
-		return fmt.Errorf("audit: line %d: %w", n+1, err)
-	}
-	first := tlog.StoredHashIndex(0, n)
-	for i, h := range hashes {
-		if _, err := tx.Exec("INSERT INTO audit_tree (idx, hash) VALUES (?, ?)", first+int64(i), h[:]); err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
-	}
-	return nil
-}
-
-// catchUp adds the lines up to, and with, the last to the tree, from the first that is missing.
-func catchUp(tx *sql.Tx, last int64) error {
+// Grow adds lines that are not in the tree yet, at most limit of them, and tells whether there are more. Lines are not added as
+// they are written: nothing depends on the tree before the next checkpoint, and enrollments need not wait for it.
+func Grow(ctx context.Context, tx *sql.Tx, limit int64) (more bool, err error) {
 	var count int64
-	if err := tx.QueryRow("SELECT count(*) FROM audit_tree").Scan(&count); err != nil {
-		return fmt.Errorf("audit: %w", err)
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM audit_tree").Scan(&count); err != nil {
+		return false, fmt.Errorf("audit: %w", err)
 	}
-	var from int64 // lines in the tree
-	for tlog.StoredHashCount(from+1) <= count {
-		from++
+	insert, err := tx.PrepareContext(ctx, "INSERT INTO audit_tree (idx, hash) VALUES (?, ?)")
+	if err != nil {
+		return false, fmt.Errorf("audit: %w", err)
 	}
-	var rest []Line
-	if err := each(context.Background(), tx, from, func(l Line, _, _ []byte) error {
-		if l.Seq <= last {
-			rest = append(rest, l)
+	defer insert.Close()
+	from := treeSize(count)
+	known := recent{nodes{ctx, tx}, map[int64]tlog.Hash{}}
+	err = each(ctx, tx, from, func(l Line, _, _ []byte) error {
+		if l.Seq > from+limit {
+			more = true
+			return errEnough
 		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	for i := range rest {
-		data, err := rest[i].leaf()
+		data, err := l.leaf()
 		if err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
-		if err := store(tx, rest[i].Seq-1, data); err != nil {
 			return err
 		}
+		hashes, err := tlog.StoredHashes(l.Seq-1, data, known)
+		if err != nil {
+			return fmt.Errorf("line %d: %w", l.Seq, err)
+		}
+		first := tlog.StoredHashIndex(0, l.Seq-1)
+		for i, h := range hashes {
+			known.hashes[first+int64(i)] = h
+			if _, err := insert.ExecContext(ctx, first+int64(i), h[:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return false, err
 	}
-	return nil
+	return more, nil
 }
 
-// treeChecker compares the tree with what the lines say it has to be, one line after the other.
+// errEnough ends each early.
+var errEnough = errors.New("enough")
+
+// recent has the nodes that were just computed at hand.
+type recent struct {
+	stored nodes
+	hashes map[int64]tlog.Hash
+}
+
+// ReadHashes implements tlog.HashReader.
+func (r recent) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, idx := range indexes {
+		if h, ok := r.hashes[idx]; ok {
+			out[i] = h
+			continue
+		}
+		stored, err := r.stored.ReadHashes([]int64{idx})
+		if err != nil {
+			return nil, err
+		}
+		out[i] = stored[0]
+	}
+	return out, nil
+}
+
+// treeChecker compares the tree with what the lines say it has to be, one line after the other. Nodes that are not stored yet,
+// of the lines since the last checkpoint, it keeps in memory.
 type treeChecker struct {
-	nodes nodes
-	next  int64
+	recent
+	next  int64 // node that comes next
+	count int64 // of nodes that are stored
+}
+
+func newTreeChecker(ctx context.Context, db querier) (*treeChecker, error) {
+	c := &treeChecker{recent: recent{nodes{ctx, db}, map[int64]tlog.Hash{}}}
+	if err := db.QueryRowContext(ctx, "SELECT count(*) FROM audit_tree").Scan(&c.count); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 func (c *treeChecker) line(l *Line) error {
@@ -117,31 +146,27 @@ func (c *treeChecker) line(l *Line) error {
 		return err
 	}
 	// The nodes that this reads have been compared already.
-	want, err := tlog.StoredHashes(l.Seq-1, data, c.nodes)
+	want, err := tlog.StoredHashes(l.Seq-1, data, c)
 	if err != nil {
 		return fmt.Errorf("line %d: the tree: %w", l.Seq, err)
 	}
-	for i, h := range want {
-		got, err := c.nodes.ReadHashes([]int64{c.next + int64(i)})
-		if err != nil {
+	for _, h := range want {
+		if c.next >= c.count {
+			c.hashes[c.next] = h
+		} else if got, err := c.stored.ReadHashes([]int64{c.next}); err != nil {
 			return fmt.Errorf("line %d: the tree: %w", l.Seq, err)
-		}
-		if got[0] != h {
+		} else if got[0] != h {
 			return fmt.Errorf("line %d, or the tree over it, has been changed", l.Seq)
 		}
+		c.next++
 	}
-	c.next += int64(len(want))
 	return nil
 }
 
 // end requires that the tree has no more nodes than the lines make.
 func (c *treeChecker) end() error {
-	var count int64
-	if err := c.nodes.db.QueryRowContext(c.nodes.ctx, "SELECT count(*) FROM audit_tree").Scan(&count); err != nil {
-		return err
-	}
-	if count != c.next {
-		return fmt.Errorf("the tree has %d nodes, the lines make %d: lines were removed from the end", count, c.next)
+	if c.count > c.next {
+		return fmt.Errorf("the tree has %d nodes, the lines make %d: lines were removed from the end", c.count, c.next)
 	}
 	return nil
 }
