@@ -111,7 +111,7 @@ func TestEveryChangedOctetShows(t *testing.T) {
 		}
 	}
 	for _, tamper := range []string{"UPDATE audit SET time = time + 1 WHERE seq = 2", "UPDATE audit SET seq = 9 WHERE seq = 3", "DELETE FROM audit WHERE seq = 3",
-		"DELETE FROM audit WHERE seq = 1", "UPDATE audit_tree SET hash = zeroblob(32) WHERE idx = 2", "DELETE FROM audit_tree WHERE idx = 3",
+		"DELETE FROM audit WHERE seq = 1", "UPDATE audit_tree SET hash = zeroblob(32) WHERE idx = 2", "DELETE FROM audit_tree WHERE idx = 1",
 		"INSERT INTO audit_tree VALUES (9, zeroblob(32))", "UPDATE audit_checkpoints SET note = replace(note, char(10) || '3' || char(10), char(10) || '2' || char(10))"} {
 		db, v := fresh()
 		if _, err := db.SQL.Exec(tamper); err != nil {
