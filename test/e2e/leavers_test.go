@@ -110,16 +110,13 @@ func TestTheCertificatesOfADisabledAccountAreRevokedAfterTheGracePeriod(t *testi
 // wantLeaverAudit requires a revocation by the gateway for this reason in the audit log.
 func wantLeaverAudit(t *testing.T, w *world.World, why string) {
 	t.Helper()
-	lines, err := audit.Lines(t.Context(), w.DB.SQL)
-	if err != nil {
-		t.Fatal(err)
+	found := false
+	if err := audit.Each(t.Context(), w.DB.SQL, 0, func(l audit.Line) error {
+		found = found || l.Event == audit.CertRevoked && l.Actor == "gateway" && strings.Contains(string(l.Detail), why)
+		return nil
+	}); err != nil || !found {
+		t.Errorf("no revocation because %q in the audit log: %v", why, err)
 	}
-	for _, l := range lines {
-		if l.Event == audit.CertRevoked && l.Actor == "gateway" && strings.Contains(string(l.Detail), why) {
-			return
-		}
-	}
-	t.Errorf("no revocation because %q in the audit log", why)
 }
 
 // recoverable requires that the archived key of an account opens still.
