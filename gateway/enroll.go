@@ -71,7 +71,7 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 	if err := upstream.Check(ca.Issuer, upstream.Order{CSR: row.CSR, PublicKey: request.CSR.PublicKey, Profile: row.Profile}); err != nil {
 		return nil, g.deny(ctx, row, hresult.New(hresult.NotSupported, "%v", err))
 	}
-	record, err := g.openArchivedKey(ca, request, decision)
+	record, err := g.openArchivedKey(ca, request, ruling)
 	laps.done("archive", err)
 	if err != nil {
 		return nil, g.deny(ctx, row, err)
@@ -130,6 +130,7 @@ type ruling struct {
 	ca       *CA
 	subject  security.SID // whom the certificate is for
 	decision *templates.Decision
+	owner    escrow.Owner // of a key that is archived
 }
 
 // decide asks policy. The error is a failure to decide; a refusal is in the decision.
@@ -165,9 +166,11 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	in.Snapshot, in.MaxAge, in.Authority = snapshot, g.Config.Directory.MaxAge, g.authority(ca)
 	in.Template, in.Request, in.Now = templates.Reference(request.Template), f, g.now()
 	in.RenewalOnly, in.NoPublishing = s.Transport == transportCertificate, !g.Config.Publish.Enabled
+	owner := g.ownerOf(ctx, in)
+	in.Authority.Archival = g.archival(owner)
 	decision := templates.Decide(in)
 	g.lintCertificate(&decision, f.PublicKey)
-	return &ruling{ca, in.Subject.SID, &decision}, nil
+	return &ruling{ca, in.Subject.SID, &decision, owner}, nil
 }
 
 func newRow(s Submission, r *ruling, request *wcce.Request) *ledger.Row {
@@ -211,11 +214,11 @@ func (r *Refusal) Error() string { return fmt.Sprintf("request %d: %v", r.Reques
 func (r *Refusal) Unwrap() error { return r.Err }
 
 // openArchivedKey splits the private key off, proves it and seals it; nil where the template does not archive.
-func (g *Gateway) openArchivedKey(ca *CA, request *wcce.Request, d *templates.Decision) (*escrow.Record, error) {
-	if !d.Archive || request.Archived == nil {
+func (g *Gateway) openArchivedKey(ca *CA, request *wcce.Request, r *ruling) (*escrow.Record, error) {
+	if !r.decision.Archive || request.Archived == nil {
 		return nil, nil
 	}
-	return g.Escrow.Open(ca.Name, request)
+	return g.Escrow.Open(ca.Name, request, r.owner)
 }
 
 // begin makes the row and the sealed key durable, together, before any CA hears of the request: whatever happens from
@@ -225,7 +228,7 @@ func (g *Gateway) begin(ctx context.Context, row *ledger.Row, record *escrow.Rec
 		if record == nil {
 			return nil
 		}
-		_, err := record.Insert(tx, g.now(), id, "gateway", row.Caller, row.Profile.SubjectText)
+		_, err := record.Insert(tx, g.now(), id, "gateway", record.Owner, row.Profile.SubjectText)
 		return err
 	})
 	if _, ok := errors.AsType[*ledger.DuplicateError](err); ok {

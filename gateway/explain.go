@@ -30,7 +30,7 @@ func (g *Gateway) Explain(ctx context.Context, principal, template, caName strin
 	if err != nil {
 		return nil, err
 	}
-	return g.explain(in, template, caName)
+	return g.explain(ctx, in, template, caName)
 }
 
 // ExplainAll is Explain for every template of the forest, in the order of their names.
@@ -41,7 +41,7 @@ func (g *Gateway) ExplainAll(ctx context.Context, principal, caName string) ([]*
 	}
 	var out []*Explanation
 	for _, t := range in.Snapshot.Templates {
-		e, err := g.explain(in, t.Name, caName)
+		e, err := g.explain(ctx, in, t.Name, caName)
 		if err != nil {
 			return nil, err
 		}
@@ -64,12 +64,13 @@ func (g *Gateway) explainInput(ctx context.Context, principal string) (in templa
 	return in, nil
 }
 
-func (g *Gateway) explain(in templates.Input, template, caName string) (*Explanation, error) {
+func (g *Gateway) explain(ctx context.Context, in templates.Input, template, caName string) (*Explanation, error) {
 	ca, err := g.caFor(in.Snapshot, template, caName)
 	if err != nil {
 		return nil, err
 	}
 	in.Authority, in.Template = g.authority(ca), templates.Reference{Name: template, Major: -1, Minor: -1}
+	in.Authority.Archival = g.archival(g.ownerOf(ctx, in))
 	e := &Explanation{Principal: in.Caller.Principal, DN: in.Subject.DN, Decision: templates.Decide(in)}
 	if t := in.Snapshot.TemplateByName(template); t != nil && !t.EnrolleeSuppliesSubject() { // without names there is nothing to lint
 		key, err := sampleKey(t)

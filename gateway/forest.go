@@ -77,5 +77,9 @@ func (g *Gateway) Advice() []string {
 	}
 	err := g.Escrow.Ready()
 	note(err != nil, "escrow: templates that archive keys are refused: %v", err)
+	for _, p := range g.Escrow.Policies() {
+		err := g.Escrow.ReadyFor(&p)
+		note(err != nil, "escrow: keys under the policy %q are not archived: %v", p.Name, err)
+	}
 	return append(advice, g.riskAdvice()...)
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
 	"github.com/enrollgate/enrollgate/gateway/publish"
@@ -64,6 +65,7 @@ type Gateway struct {
 	Log       *logrus.Logger
 	Ledger    *ledger.Ledger
 	Escrow    *escrow.Escrow
+	Cases     *cases.Cases
 	DB        *store.DB
 	CAs       []*CA
 	Directory Directory
@@ -81,6 +83,7 @@ type Gateway struct {
 	linter   *lint.Linter
 	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.
 	auditSigner func() (*audit.Signer, error)
+	sids        sidCache
 }
 
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.
@@ -108,7 +111,8 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	if err != nil {
 		return nil, err
 	}
-	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace, Now: g.now})
+	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace,
+		Policies: recoveryPolicies(cfg.Escrow), Now: g.now})
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +137,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 			return nil, err
 		}
 	}
+	g.Cases = g.newCases()
 	return g, nil
 }
 

@@ -126,7 +126,8 @@ func (g *Gateway) passwordCaller(ctx context.Context, logon *kerberos.PasswordLo
 	return logon.Login(ctx, subject.SAMAccount+"@"+strings.ToUpper(subject.Domain.DNS), password)
 }
 
-// brake slows down who guesses passwords of many accounts from one address; of one account the domain's lockout policy does.
+// brake slows down who fails often: who guesses passwords of many accounts from one address (of one account the domain's
+// lockout policy does), or an account that tries what it may not.
 type brake struct {
 	now      func() time.Time
 	mu       sync.Mutex // guards failures
@@ -142,31 +143,31 @@ type attempts struct {
 const refusalTime = time.Second
 
 const (
-	brakeAfter  = 20 // failures from one address
+	brakeAfter  = 20 // failures of one
 	brakeWindow = time.Minute
-	brakeMemory = 10_000 // addresses
+	brakeMemory = 10_000 // of how many
 )
 
-func (b *brake) check(host string) error {
+func (b *brake) check(who string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if a := b.failures[host]; a != nil && a.count >= brakeAfter && b.now().Sub(a.since) < brakeWindow {
-		return hresult.New(hresult.ServerTooBusy, "%d attempts to log on from %s have failed; wait a minute", a.count, host)
+	if a := b.failures[who]; a != nil && a.count >= brakeAfter && b.now().Sub(a.since) < brakeWindow {
+		return hresult.New(hresult.ServerTooBusy, "%d attempts of %s have failed; wait a minute", a.count, who)
 	}
 	return nil
 }
 
-func (b *brake) failed(host string) {
+func (b *brake) failed(who string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
-	a := b.failures[host]
+	a := b.failures[who]
 	if a == nil || now.Sub(a.since) >= brakeWindow {
 		if len(b.failures) >= brakeMemory {
 			clear(b.failures)
 		}
 		a = &attempts{since: now}
-		b.failures[host] = a
+		b.failures[who] = a
 	}
 	a.count++
 }

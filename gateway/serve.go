@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/leavers"
 	"github.com/enrollgate/enrollgate/gateway/soap"
@@ -164,7 +165,7 @@ func (g *Gateway) acceptorOptions(cert *certificateFile) kerberos.Options {
 // enrollmentHandler serves XCEP and WSTEP. Probes without credentials are answered by the SOAP handler itself.
 func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor, cert *certificateFile) (http.Handler, error) {
 	services := soap.NewHandler(backend{g, transportKerberos}, soap.Options{Log: g.Log})
-	authenticated := acceptor.Middleware(services)
+	authenticated, recovery := acceptor.Middleware(services), acceptor.Middleware(g.recoveryHandler())
 	var byPassword http.Handler
 	if g.Config.Kerberos.PasswordLogon {
 		var err error
@@ -174,6 +175,8 @@ func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor, cert *certifica
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
+		case strings.HasPrefix(r.URL.Path, cases.Prefix):
+			recovery.ServeHTTP(w, r)
 		case byPassword != nil && soap.Password.Has(r.URL.Path):
 			byPassword.ServeHTTP(w, r)
 		case r.Method == http.MethodPost:
@@ -276,6 +279,9 @@ func (g *Gateway) housekeep(ctx context.Context) {
 		g.hazards(g.Directory.Snapshot()) // so that no decision has to wait for it after a change in the directory
 		if err := g.Escrow.Refresh(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("the escrow cannot be read")
+		}
+		if err := g.Cases.Expire(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("recovery cases cannot be ended")
 		}
 		if g.Escrow.Ready() == nil {
 			for _, ca := range g.CAs {

@@ -24,11 +24,12 @@ func (a *app) auditCommand() *cobra.Command {
 }
 
 func (a *app) auditVerifyCommand() *cobra.Command {
-	var checkpoints []string
+	var checkpoints, receipts []string
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that no line of the audit log was changed or removed", Args: exactArgs(),
 		Long: "Verify recomputes the log and compares it with its signed checkpoints. With --checkpoint it also compares it with one that\n" +
-			"was kept elsewhere, which shows a log that was put back to an earlier state or written anew as a whole.",
+			"was kept elsewhere, which shows a log that was put back to an earlier state or written anew as a whole; so do the receipts\n" +
+			"that recovery commands have printed.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var kept []string
 			for _, path := range checkpoints {
@@ -47,6 +48,15 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				for _, text := range receipts {
+					r, err := parseReceipt(text)
+					if err != nil {
+						return err
+					}
+					if err := r.Holds(ctx, g.DB.SQL); err != nil {
+						return err
+					}
+				}
 				n, err := audit.VerifySigned(ctx, g.DB.SQL, v, kept...)
 				if err != nil {
 					return err
@@ -55,6 +65,7 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringSliceVar(&receipts, "receipt", nil, "LINE:HASH that the log must have, as recovery commands print it")
 	cmd.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "file with a checkpoint that was kept elsewhere")
 	return cmd
 }

@@ -4,18 +4,15 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/client"
-	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -29,16 +26,15 @@ const pollInterval = time.Second
 
 // enrollFlags are the flags of enroll.
 type enrollFlags struct {
-	url, template, subject, out, caFile, resume string
-	sans                                        []string
-	principal, keytab                           string
-	bits                                        int
-	force                                       bool
-	renew, renewKey, agent, agentKey, onBehalf  string
-	askPassword, byCertificate                  bool
-	wait                                        time.Duration
-	password                                    passwordFlags
-	logon                                       passwordFlags
+	gatewayFlags
+	template, subject, out, resume             string
+	sans                                       []string
+	bits                                       int
+	force                                      bool
+	renew, renewKey, agent, agentKey, onBehalf string
+	askPassword, byCertificate                 bool
+	wait                                       time.Duration
+	password                                   passwordFlags
 }
 
 func (a *app) enrollCommand() *cobra.Command {
@@ -53,13 +49,10 @@ func (a *app) enrollCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&f.template, "template", "t", "", "name of the template")
-	flags.StringVar(&f.url, "url", "", "address of the gateway, https://enroll.corp.example (default: the configuration's public_name)")
+	f.gatewayFlags.add(cmd)
 	flags.StringVar(&f.subject, "subject", "", "subject, CN=www.corp.example,O=Corp, for templates in which the enrollee names it")
 	flags.StringSliceVar(&f.sans, "san", nil, "alternative name, dns:…, email:… or upn:…, for such templates")
 	flags.StringVar(&f.out, "out", "", "name of the files to write, without ending (default: the template's name)")
-	flags.StringVar(&f.caFile, "ca-file", "", "roots for the gateway's TLS certificate (default: the system's)")
-	flags.StringVar(&f.principal, "principal", "", "Kerberos principal, alice@CORP.EXAMPLE, instead of kinit's ticket")
-	flags.StringVar(&f.keytab, "keytab", "", "keytab of the principal")
 	flags.StringVar(&f.renew, "renew", "", "PEM file of a certificate to renew; its key signs the request")
 	flags.BoolVar(&f.byCertificate, "client-certificate", false, "with --renew: the certificate, not Kerberos, proves who asks; --url is the address for client certificates")
 	flags.StringVar(&f.renewKey, "renew-key", "", "PEM file of its key (default: the certificate's name with .key)")
@@ -72,7 +65,6 @@ func (a *app) enrollCommand() *cobra.Command {
 	flags.DurationVar(&f.wait, "wait", 0, "how long to poll for a pending request")
 	flags.StringVar(&f.resume, "resume", "", "ask what became of the pending request in this file")
 	f.password.add(cmd, "password", "password of the PKCS#12 file")
-	f.logon.add(cmd, "logon-password", "Kerberos password of the principal")
 	return cmd
 }
 
@@ -136,18 +128,9 @@ func (a *app) clientOptions(f *enrollFlags) (o client.Options, done func(), err 
 			return o, done, err
 		}
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{}
-	if f.caFile != "" {
-		text, err := os.ReadFile(f.caFile)
-		if err != nil {
-			return o, done, err
-		}
-		roots := x509.NewCertPool()
-		if !roots.AppendCertsFromPEM(text) {
-			return o, done, fmt.Errorf("%s holds no certificate in PEM form", f.caFile)
-		}
-		transport.TLSClientConfig.RootCAs = roots
+	transport, err := f.transport()
+	if err != nil {
+		return o, done, err
 	}
 	o.HTTP = &http.Client{Transport: transport, Timeout: 60 * time.Second}
 	return f.logOn(base, o, transport)
@@ -157,12 +140,9 @@ func (a *app) clientOptions(f *enrollFlags) (o client.Options, done func(), err 
 // thing given, else Kerberos.
 func (f *enrollFlags) logOn(base string, o client.Options, transport *http.Transport) (client.Options, func(), error) {
 	none := func() {}
-	k := kerberos.ClientOptions{Principal: f.principal, KeytabFile: f.keytab, ConfigFile: os.Getenv("KRB5_CONFIG")}
-	if f.principal != "" && f.keytab == "" {
-		var err error
-		if k.Password, err = f.logon.read("password of " + f.principal); err != nil {
-			return o, none, err
-		}
+	k, err := f.kerberos()
+	if err != nil {
+		return o, none, err
 	}
 	switch {
 	case f.askPassword && k.Password == "":
@@ -199,22 +179,6 @@ func loadSigner(certFile, keyFile string) (*wcce.RequestSigner, error) {
 		return nil, fmt.Errorf("%s: a key of type %T cannot sign", keyFile, pair.PrivateKey)
 	}
 	return &wcce.RequestSigner{Certificate: pair.Leaf, Key: key}, nil
-}
-
-// gatewayURL is the address that the flag names, or that of the configuration on the gateway itself.
-func (a *app) gatewayURL(flag string) (string, error) {
-	if flag == "" {
-		cfg, err := config.Load(a.path())
-		if err != nil {
-			return "", usage("name the gateway with --url, such as --url https://enroll.corp.example")
-		}
-		flag = "https://" + cfg.PublicName
-	}
-	u, err := url.Parse(flag)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return "", usage("%q is not an https address", flag)
-	}
-	return "https://" + u.Host, nil
 }
 
 func resume(ctx context.Context, o client.Options, path string) (*client.Result, error) {

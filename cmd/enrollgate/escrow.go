@@ -42,13 +42,13 @@ func (a *app) escrowListCommand() *cobra.Command {
 					list = []escrow.Entry{}
 				}
 				return a.print(list, func(w *tabwriter.Writer) {
-					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "SUBJECT")
+					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "POLICY", "SUBJECT")
 					for _, e := range list {
 						request := "-"
 						if e.RequestID != 0 {
 							request = fmt.Sprintf("%d %s", e.RequestID, e.State)
 						}
-						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, len(e.Recipients), e.Subject)
+						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, fmt.Sprintf("%d of %d", e.Required, len(e.Recipients)), e.Policy, e.Subject)
 					}
 				})
 			})
@@ -66,7 +66,7 @@ func (a *app) escrowRecoverCommand() *cobra.Command {
 		Use: "recover [ID]", Short: "Recover an archived key as PKCS#12 with a recovery agent's key",
 		Long: "Recover opens an archived key with the key of a recovery agent and writes it, with its certificate, as PKCS#12.\n" +
 			"Name the key by its number, by --serial, or leave both out where --owner has only one. Every recovery and every\n" +
-			"refused attempt is in the audit log. Exit code 3 means refused.",
+			"refused attempt is in the audit log. Exit code 3 means refused. A key that takes several agents: enrollgate recovery open.",
 		Args: cobra.MaximumNArgs(1),
 	}
 	owner := cmd.Flags().String("owner", "", "account whose newest key to recover, alice or alice@CORP.EXAMPLE")
@@ -159,7 +159,7 @@ func readPKCS12(path string, password *passwordFlags) (key any, cert *x509.Certi
 }
 
 func (a *app) escrowImportCommand() *cobra.Command {
-	var owner string
+	var owner, template string
 	var password passwordFlags
 	cmd := &cobra.Command{
 		Use: "import FILE.p12", Short: "Archive a key that a user has already, from PKCS#12", Args: exactArgs("FILE.p12"),
@@ -172,7 +172,7 @@ func (a *app) escrowImportCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				id, err := g.Escrow.Import(ctx, key, cert, owner, actor())
+				id, err := g.Escrow.Import(ctx, key, cert, g.ImportOwner(ctx, owner, template), actor())
 				if err != nil {
 					return err
 				}
@@ -183,6 +183,7 @@ func (a *app) escrowImportCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&owner, "owner", "", "account that the key belongs to, alice@CORP.EXAMPLE")
+	cmd.Flags().StringVar(&template, "template", "", "template by which the recovery policy is chosen, as if the key was enrolled now")
 	password.add(cmd, "password", "password of the file")
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 	"crypto/subtle"
 	"database/sql"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,6 +40,13 @@ const (
 	KeyImported      Event = "key-imported"
 	KeyRecovered     Event = "key-recovered"
 	RecoveryRefused  Event = "recovery-refused"
+	CaseOpened       Event = "recovery-opened"
+	CaseApproved     Event = "recovery-approved"
+	CaseDenied       Event = "recovery-denied"
+	CaseWithdrawn    Event = "recovery-withdrawn"
+	CaseExpired      Event = "recovery-expired"
+	CaseFetched      Event = "recovery-fetched"
+	BadShare         Event = "recovery-bad-share" // as the manager who fetched reports
 	AgentAdded       Event = "agent-added"
 	AgentRemoved     Event = "agent-removed"
 	ExchangeCreated  Event = "exchange-key-created"
@@ -73,6 +81,37 @@ func Append(tx *sql.Tx, now time.Time, actor string, event Event, detail any) er
 		line.Seq, line.Time.UnixMilli(), actor, string(event), string(text), previous, line.hash(previous))
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
+
+// Receipt names a line by its number and hash. Who keeps one can show later that a log which lacks the line was rolled back.
+type Receipt struct {
+	Seq  int64  `json:"line"`
+	Hash string `json:"hash"` // hexadecimal
+}
+
+// Last is the receipt of the line that was appended last.
+func Last(tx *sql.Tx) (r Receipt, err error) {
+	var hash []byte
+	if err := tx.QueryRow("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1").Scan(&r.Seq, &hash); err != nil {
+		return r, fmt.Errorf("audit: %w", err)
+	}
+	r.Hash = hex.EncodeToString(hash)
+	return r, nil
+}
+
+// Holds tells whether the log has the line of a receipt, unchanged; nil means yes.
+func (r Receipt) Holds(ctx context.Context, db *sql.DB) error {
+	var hash []byte
+	switch err := db.QueryRowContext(ctx, "SELECT hash FROM audit WHERE seq = ?", r.Seq).Scan(&hash); {
+	case errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("audit: line %d does not exist any more: the database was rolled back", r.Seq)
+	case err != nil:
+		return fmt.Errorf("audit: %w", err)
+	}
+	if subtle.ConstantTimeCompare([]byte(hex.EncodeToString(hash)), []byte(r.Hash)) != 1 {
+		return fmt.Errorf("audit: line %d is another than the receipt's: the database was rolled back, or the log written anew", r.Seq)
 	}
 	return nil
 }

@@ -143,6 +143,8 @@ type LocalCA struct {
 type Escrow struct {
 	ExchangeValidity time.Duration `yaml:"exchange_validity"`
 	Grace            time.Duration `yaml:"grace"`
+	// Policies are tried in this order; a key that none is for is sealed to all agents, and any one of them recovers it.
+	Policies []RecoveryPolicy `yaml:"policies"`
 }
 
 // Log is what is logged.
@@ -279,8 +281,7 @@ func (c *Config) Check() []string {
 		need(len(rule.Agents) > 0 && len(rule.Subjects) > 0 && len(rule.Templates) > 0,
 			"enrollment_agents[%d]: agents, subjects and templates are needed: who may enroll whom, by which templates", i)
 	}
-	need(c.Escrow.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", c.Escrow.ExchangeValidity)
-	need(c.Escrow.Grace >= 0, "escrow.grace: %s is negative", c.Escrow.Grace)
+	c.Escrow.check(need)
 	_, err := lint.New(c.Lint.Accept)
 	need(err == nil, "lint.accept: %v", err)
 	out = append(out, c.checkRisks()...)

@@ -101,6 +101,14 @@ func TestMistakesAreNamed(t *testing.T) {
 		"leavers without a limit":              {minimal + "leavers: {max_per_run: 0}\n", "max_per_run"},
 		"a reason that could be taken back":    {minimal + "leavers: {reason: certificateHold}\n", "affiliationChanged, cessationOfOperation"},
 		"an empty file":                        {"", "public_name"},
+		"a policy without a name":              {minimal + "escrow: {policies: [{required: 2, managers: [m], approvers: [a]}]}\n", "escrow.policies[0].name"},
+		"two policies of one name":             {minimal + "escrow: {policies: [{name: a, templates: [T]}, {name: A}]}\n", "occurs twice"},
+		"a policy behind one for everything":   {minimal + "escrow: {policies: [{name: a}, {name: b}]}\n", "make it the last"},
+		"a quorum that nobody can ask for":     {minimal + "escrow: {policies: [{name: a, required: 2}]}\n", "managers and approvers are needed"},
+		"managers without approvers":           {minimal + "escrow: {policies: [{name: a, managers: [m]}]}\n", "go together"},
+		"fewer agents than it takes":           {minimal + "escrow: {policies: [{name: a, required: 2, agents: [x], managers: [m], approvers: [a]}]}\n", "1 are named, 2 are needed"},
+		"a minimum below the quorum":           {minimal + "escrow: {policies: [{name: a, required: 3, minimum_agents: 2, managers: [m], approvers: [a]}]}\n", "minimum_agents"},
+		"a case that never ends":               {minimal + "escrow: {policies: [{name: a, case_validity: 9999h}]}\n", "case_validity"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := load(t, c.text); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -1,8 +1,33 @@
 // Package escrow keeps private keys for the people who may recover them.
 //
 // A client encloses its key encrypted to an exchange certificate (Exchange). Open decrypts it, proves that it belongs to
-// the request, seals it to every valid key recovery agent and wipes it; Record.Insert writes the sealed record in the
-// transaction that opens the request's ledger row. Recover needs an agent's private key, which the gateway never holds.
+// the request, seals it to the recovery agents of its Policy and wipes it; Record.Insert writes the sealed record in the
+// transaction that opens the request's ledger row. Recover needs an agent's private key, which the gateway never holds. Keys
+// that several agents open together (package quorum) are recovered by cases (packages cases and recovery).
+//
+// # Who may do what harm
+//
+// Trusted: the agents' machines with the agents' keys, the manager's machine while it has a case key, the domain's KDC, and
+// the gateway at the moment in which it archives a key, when the key is in its memory.
+//
+//   - Who steals the database, a backup or the whole machine has sealed records and shares sealed to case keys, and no key that
+//     opens either. Shares are deleted when a case ends. (TestAttackStolenDatabaseAndGatewayMachine, …StolenCaseKeyAfterTheEnd)
+//   - Who runs the gateway can archive nothing more, refuse service, and read keys that arrive from then on. Those that are
+//     archived stay closed: agents compare the code of a case with its manager by another way than the gateway, and it covers
+//     the case key; certificate, owner and policy are checked on the agents' machines. (…CompromisedGatewayChangesTheCase)
+//   - Who writes to the database can lose keys and cases, not open them: owner, public key, policy and number of agents are
+//     authenticated in the record, approvals are signed with keys that follow from the shares, and what was delivered is asked of
+//     the audit log. (…SwappedRecord, …LoweredQuorumInTheDatabase)
+//   - m-1 agents together learn nothing of a key that takes m. One agent can refuse, and can send a bad share: that is found when
+//     the key is put together, and named. (…OneBadAgentOpensAlone, …OneBadAgentSendsABadShare)
+//   - A manager can ask, in writing, and be given what the agents approve. A manager who is an agent too has one of the two
+//     parts in each case. Whoever is given the key can keep it: nothing takes that back. (…MaliciousManager)
+//   - What was sent before does nothing when it is sent again. (…ReplayedCase, …ReplayedAndForgedApprovals)
+//   - A database that is set back as a whole, with its audit log, looks intact in itself. Receipts that people keep show it; a
+//     second delivery from it can be opened only by who has kept the case key of the first. (…RolledBackDatabase)
+//
+// A key that any one agent opens has one message to all agents, in a format that every CMS program reads: owner and policy are
+// not bound to it, and each agent can open it alone wherever the record is found. That is what such a policy means.
 package escrow
 
 import (
@@ -24,6 +49,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -39,7 +65,9 @@ type Options struct {
 	ExchangeValidity time.Duration
 	// Grace is how long after that its key still opens requests; default two weeks.
 	Grace time.Duration
-	Now   func() time.Time
+	// Policies are tried in this order; the default one comes after them.
+	Policies []Policy
+	Now      func() time.Time
 }
 
 // Escrow is the store of archived keys. All methods are safe for concurrent use.
@@ -77,40 +105,32 @@ func (e *Escrow) Refresh(ctx context.Context) error {
 	return e.loadKeys(ctx)
 }
 
-// Ready returns nil if keys can be archived now, else the error that archival templates are refused with.
+// Ready returns nil if there is any valid agent, else the error that archival templates are refused with. Whether there are
+// enough for a policy, ReadyFor tells.
 func (e *Escrow) Ready() error {
-	_, err := e.validAgents()
-	return err
-}
-
-func (e *Escrow) validAgents() ([]*x509.Certificate, error) {
-	var valid []*x509.Certificate
-	var reasons string
-	now := e.o.Now()
-	for _, a := range *e.agents.Load() {
-		if err := a.usable(now); err != nil {
-			reasons += fmt.Sprintf("; %s: %v", dn.Show(a.Certificate.RawSubject), err)
-			continue
-		}
-		valid = append(valid, a.Certificate)
-	}
-	if len(valid) == 0 {
-		return nil, hresult.New(hresult.NoValidKRA, "no key recovery agent has a valid certificate%s", reasons).
-			WithFix("add one: enrollgate escrow agents add CERTIFICATE")
-	}
-	return valid, nil
+	return e.ReadyFor(&Policy{Name: DefaultPolicy, Agents: []string{AllAgents}, Required: 1})
 }
 
 // Record is a sealed key on its way into the database.
 type Record struct {
 	Source      string // "enrollment" or "import"
+	Owner       string
 	Algorithm   string
 	Bits        int
 	KeyID       []byte // SHA-256 of the SubjectPublicKeyInfo
+	Policy      string
+	Required    int // how many agents it takes
+	Format      int // FormatCMS or FormatShared
 	Recipients  []string
 	Sealed      []byte
 	Certificate []byte // of imported keys
 }
+
+// The formats of sealed keys.
+const (
+	FormatCMS    = 1 // CMS EnvelopedData around the PKCS#8 key: any recipient opens it
+	FormatShared = 2 // quorum.Record
+)
 
 // errEnclosed is the one answer to whatever is wrong with an enclosed key behind the exchange key: who could tell the
 // failures apart could decrypt recorded requests step by step.
@@ -138,14 +158,18 @@ func waitUntil(deadline time.Time) {
 // wiped before it returns.
 //
 // A refusal takes the same time whatever the reason: it is given failureTime after the call.
-func (e *Escrow) Open(ca string, r *wcce.Request) (record *Record, err error) {
+func (e *Escrow) Open(ca string, r *wcce.Request, owner Owner) (record *Record, err error) {
 	begin := time.Now()
 	defer func() {
 		if err != nil {
 			waitUntil(begin.Add(failureTime))
 		}
 	}()
-	agents, err := e.validAgents()
+	policy, err := e.PolicyFor(owner)
+	if err != nil {
+		return nil, err
+	}
+	agents, err := e.validAgents(policy)
 	if err != nil {
 		return nil, err
 	}
@@ -167,19 +191,26 @@ func (e *Escrow) Open(ca string, r *wcce.Request) (record *Record, err error) {
 		return nil, errEnclosed(errors.New("the enclosed key is another than the request's"))
 	}
 	keyID := sha256.Sum256(r.CSR.RawSPKI)
-	return seal(blob.PKCS8, "enrollment", blob.Algorithm, blob.Bits, keyID[:], agents)
+	record = &Record{Source: "enrollment", Algorithm: blob.Algorithm, Bits: blob.Bits, KeyID: keyID[:]}
+	return record, record.seal(blob.PKCS8, owner.Name, policy, agents)
 }
 
-func seal(pkcs8 []byte, source, algorithm string, bits int, keyID []byte, agents []*x509.Certificate) (*Record, error) {
-	sealed, err := wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, agents...)
-	if err != nil {
-		return nil, fmt.Errorf("escrow: seal: %w", err)
+// seal encrypts the key to the policy's agents: to each of them, or in shares where it takes several.
+func (r *Record) seal(pkcs8 []byte, owner string, p *Policy, agents []*x509.Certificate) (err error) {
+	r.Owner, r.Policy, r.Required, r.Format = owner, p.Name, p.Required, FormatCMS
+	if p.Required > 1 {
+		r.Format = FormatShared
+		r.Sealed, err = quorum.Seal(pkcs8, quorum.Terms{KeyID: r.KeyID, Owner: owner, Policy: p.Name, Required: p.Required}, agents)
+	} else {
+		r.Sealed, err = wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, agents...)
 	}
-	r := &Record{Source: source, Algorithm: algorithm, Bits: bits, KeyID: keyID, Sealed: sealed}
+	if err != nil {
+		return fmt.Errorf("escrow: seal: %w", err)
+	}
 	for _, a := range agents {
 		r.Recipients = append(r.Recipients, Fingerprint(a))
 	}
-	return r, nil
+	return nil
 }
 
 // Fingerprint names a certificate: the SHA-256 of its DER in hexadecimal.
@@ -195,8 +226,9 @@ func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner
 		return 0, fmt.Errorf("escrow: %w", err)
 	}
 	request := sql.NullInt64{Int64: requestID, Valid: requestID != 0}
-	res, err := tx.Exec(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate)
+	res, err := tx.Exec(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate, policy, required, format)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate,
+		r.Policy, r.Required, r.Format)
 	if err != nil {
 		return 0, fmt.Errorf("escrow: store record: %w", err)
 	}
@@ -207,11 +239,12 @@ func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner
 	if r.Source == "import" {
 		event = audit.KeyImported
 	}
-	return id, audit.Append(tx, now, actor, event, map[string]any{"record": id, "request": requestID, "owner": owner, "subject": subject, "key_id": hex.EncodeToString(r.KeyID), "recipients": r.Recipients})
+	return id, audit.Append(tx, now, actor, event, map[string]any{"record": id, "request": requestID, "owner": owner, "subject": subject, "key_id": hex.EncodeToString(r.KeyID), "recipients": r.Recipients,
+		"policy": r.Policy, "required": r.Required})
 }
 
 // Import seals a key that a user has already, with its certificate, and stores it durably. The caller wipes key.
-func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.Certificate, owner, actor string) (int64, error) {
+func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.Certificate, owner Owner, actor string) (int64, error) {
 	signer, ok := key.(crypto.Signer)
 	if !ok {
 		return 0, fmt.Errorf("key type %T is not supported", key)
@@ -220,7 +253,11 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	if !ok || !pub.Equal(cert.PublicKey) {
 		return 0, errors.New("the private key is not that of the certificate")
 	}
-	agents, err := e.validAgents()
+	policy, err := e.PolicyFor(owner)
+	if err != nil {
+		return 0, err
+	}
+	agents, err := e.validAgents(policy)
 	if err != nil {
 		return 0, err
 	}
@@ -231,11 +268,10 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	defer wcce.Wipe(pkcs8)
 	keyID := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	algorithm, bits := describeKey(cert.PublicKey)
-	record, err := seal(pkcs8, "import", algorithm, bits, keyID[:], agents)
-	if err != nil {
+	record := &Record{Source: "import", Algorithm: algorithm, Bits: bits, KeyID: keyID[:], Certificate: cert.Raw}
+	if err := record.seal(pkcs8, owner.Name, policy, agents); err != nil {
 		return 0, err
 	}
-	record.Certificate = cert.Raw
 	var id int64
 	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		var existing int64
@@ -246,7 +282,7 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 			return err
 		}
 		var err error
-		id, err = record.Insert(tx, e.o.Now(), 0, actor, owner, dn.Show(cert.RawSubject))
+		id, err = record.Insert(tx, e.o.Now(), 0, actor, owner.Name, dn.Show(cert.RawSubject))
 		return err
 	})
 	return id, err
@@ -286,13 +322,17 @@ type Entry struct {
 	Serial     string    `json:"serial,omitempty"`
 	State      string    `json:"state,omitempty"` // of the request
 	Recipients []string  `json:"recipients"`
+	Policy     string    `json:"policy"`
+	Required   int       `json:"required"` // agents that it takes
+	Format     int       `json:"-"`
 
 	sealed, certificate []byte
 	ca                  string
 }
 
 const entryColumns = `SELECT e.id, e.created, coalesce(e.request_id, 0), e.source, e.owner, e.subject, e.algorithm, e.bits, e.key_id, e.recipients,
-	coalesce(r.serial, ''), coalesce(r.state, ''), coalesce(r.ca, ''), e.sealed, coalesce(e.certificate, r.certificate)
+	coalesce(r.serial, ''), coalesce(r.state, ''), coalesce(r.ca, ''), e.sealed, coalesce(e.certificate, r.certificate),
+	e.policy, e.required, e.format
 	FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id `
 
 // List returns archived keys, newest first; owner "" means everybody's.
@@ -341,7 +381,7 @@ func (e *Escrow) entries(ctx context.Context, where string, args ...any) ([]Entr
 		var recipients string
 		var keyID []byte
 		if err := rows.Scan(&n.ID, &created, &n.RequestID, &n.Source, &n.Owner, &n.Subject, &n.Algorithm, &n.Bits, &keyID, &recipients,
-			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate); err != nil {
+			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate, &n.Policy, &n.Required, &n.Format); err != nil {
 			return nil, fmt.Errorf("escrow: %w", err)
 		}
 		if err := json.Unmarshal([]byte(recipients), &n.Recipients); err != nil {

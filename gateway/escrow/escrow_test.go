@@ -31,6 +31,8 @@ import (
 
 var background = context.Background()
 
+var alice = escrow.Owner{Name: "alice@LAB.TEST", Template: "Mail"}
+
 // vault is an escrow with a CA and a clock that the test moves.
 type vault struct {
 	*escrow.Escrow
@@ -77,7 +79,7 @@ func request(t testing.TB, exchange *x509.Certificate) *wcce.Request {
 // archive stores a request's key with a certificate, as the journey does.
 func (v *vault) archive(t testing.TB, r *wcce.Request) *escrow.Entry {
 	t.Helper()
-	record, err := v.Open("Test CA", r)
+	record, err := v.Open("Test CA", r, alice)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +114,7 @@ func TestWithoutAValidAgentNothingIsArchived(t *testing.T) {
 	v := newVault(t)
 	r := request(t, v.exchange(t))
 	wantCode(t, v.Ready(), hresult.NoValidKRA)
-	_, err := v.Open("Test CA", r)
+	_, err := v.Open("Test CA", r, alice)
 	wantCode(t, err, hresult.NoValidKRA)
 
 	_, soon := testpki.Agent(t, "kra", v.now.Add(-time.Hour), v.now.Add(time.Hour))
@@ -254,7 +256,7 @@ func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
 	texts := map[string]bool{}
 	for name, r := range bad {
 		begin := time.Now()
-		_, err := v.Open("Test CA", r)
+		_, err := v.Open("Test CA", r, alice)
 		if took := time.Since(begin); took < 99*time.Millisecond {
 			t.Errorf("%s: refused after %s, which tells it from the others", name, took)
 		}
@@ -268,7 +270,7 @@ func TestEveryFailureBehindTheExchangeKeyLooksTheSame(t *testing.T) {
 	if len(texts) != 1 {
 		t.Errorf("the client can tell the failures apart: %v", texts)
 	}
-	if _, err := v.Open("Other CA", good); err == nil {
+	if _, err := v.Open("Other CA", good, alice); err == nil {
 		t.Error("the exchange key of one CA opened a request to another")
 	}
 }
@@ -284,7 +286,7 @@ func BenchmarkRefusals(b *testing.B) {
 	for range samples {
 		for _, i := range rand.Perm(len(names)) {
 			begin := time.Now()
-			_, err := v.Open("Test CA", bad[names[i]])
+			_, err := v.Open("Test CA", bad[names[i]], alice)
 			took[names[i]] = append(took[names[i]], time.Since(begin))
 			if err == nil {
 				b.Fatal("accepted")
@@ -329,11 +331,11 @@ func TestExchangeKeysRotateAndStayUsableForAWhile(t *testing.T) {
 	if second.Equal(first) {
 		t.Error("the certificate was not renewed before its end")
 	}
-	if _, err := v.Open("Test CA", r); err != nil {
+	if _, err := v.Open("Test CA", r, alice); err != nil {
 		t.Errorf("a request to the last certificate: %v", err)
 	}
 	v.now = first.NotAfter.Add(14*24*time.Hour + time.Hour)
-	if _, err := v.Open("Test CA", r); err == nil {
+	if _, err := v.Open("Test CA", r, alice); err == nil {
 		t.Error("a request was opened after the grace period")
 	}
 	// A restart with the same secret finds the keys again; with another one it says so.
@@ -342,7 +344,7 @@ func TestExchangeKeysRotateAndStayUsableForAWhile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := again.Open("Test CA", r); err != nil {
+	if _, err := again.Open("Test CA", r, alice); err != nil {
 		t.Errorf("after a restart: %v", err)
 	}
 	if _, err := escrow.New(background, escrow.Options{DB: v.db, Secret: []byte("another"), Now: func() time.Time { return v.now }}); err == nil {
@@ -378,14 +380,14 @@ func TestImportedKeysAreRecovered(t *testing.T) {
 		t.Fatal(err)
 	}
 	userKey, userCert := testpki.Agent(t, "user", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
-	id, err := v.Import(background, userKey, userCert, "bob@LAB.TEST", "test")
+	id, err := v.Import(background, userKey, userCert, escrow.Owner{Name: "bob@LAB.TEST"}, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Import(background, userKey, userCert, "bob@LAB.TEST", "test"); err == nil {
+	if _, err := v.Import(background, userKey, userCert, escrow.Owner{Name: "bob@LAB.TEST"}, "test"); err == nil {
 		t.Error("the same key was archived twice")
 	}
-	if _, err := v.Import(background, testpki.RSA(t, 2048), userCert, "bob@LAB.TEST", "test"); err == nil {
+	if _, err := v.Import(background, testpki.RSA(t, 2048), userCert, escrow.Owner{Name: "bob@LAB.TEST"}, "test"); err == nil {
 		t.Error("a key was archived with a foreign certificate")
 	}
 	entry, err := v.Get(background, id)
@@ -412,7 +414,7 @@ func TestTheRecordedWindowsRequestIsArchivedAndRecovered(t *testing.T) {
 	if err := v.AddAgent(background, kra, "test"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Open("Test CA", r); err == nil {
+	if _, err := v.Open("Test CA", r, alice); err == nil {
 		t.Fatal("opened before the exchange key was installed")
 	}
 	cert, key := vectors.ExchangeCertificate(t, r.Archived.Raw)

@@ -43,12 +43,15 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Priv
 	if err := e.mayRecover(ctx, entry, agentCert); err != nil {
 		return nil, refuse(err)
 	}
-	if entry.certificate == nil {
-		return nil, fmt.Errorf("archived key %d has no certificate: request %d is %s", entry.ID, entry.RequestID, entry.State)
+	if n, err := e.Needed(entry); err != nil || n > 1 {
+		if err == nil {
+			err = fmt.Errorf("archived key %d takes %d recovery agents (policy %q): open a case with enrollgate recovery open", entry.ID, n, entry.Policy)
+		}
+		return nil, refuse(err)
 	}
-	cert, err := x509.ParseCertificate(entry.certificate)
+	cert, err := entry.Certificate()
 	if err != nil {
-		return nil, fmt.Errorf("archived key %d: stored certificate: %w", entry.ID, err)
+		return nil, err
 	}
 	pkcs8, err := openWith(entry.sealed, agentKey, agentCert)
 	if err != nil {
@@ -67,6 +70,36 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Priv
 		return nil, fmt.Errorf("the recovery could not be logged, so the key stays closed: %w", err)
 	}
 	return &Recovered{Key: key, Certificate: cert, CA: entry.ca}, nil
+}
+
+// Needed is how many agents it takes to recover a key: as many as it was sealed for, and as many as its policy names now.
+func (e *Escrow) Needed(entry *Entry) (int, error) {
+	p, err := e.Policy(entry.Policy)
+	if err != nil {
+		return 0, err
+	}
+	return max(entry.Required, p.Required), nil
+}
+
+// Certificate is the certificate of the archived key.
+func (n *Entry) Certificate() (*x509.Certificate, error) {
+	if n.certificate == nil {
+		return nil, fmt.Errorf("archived key %d has no certificate: request %d is %s", n.ID, n.RequestID, n.State)
+	}
+	cert, err := x509.ParseCertificate(n.certificate)
+	if err != nil {
+		return nil, fmt.Errorf("archived key %d: stored certificate: %w", n.ID, err)
+	}
+	return cert, nil
+}
+
+// CA is the name of the CA that issued the certificate; empty for imported keys.
+func (n *Entry) CA() string { return n.ca }
+
+// RecipientsOf are the designated agents that a record is sealed to, without those whose certificate is revoked.
+func (e *Escrow) RecipientsOf(ctx context.Context, entry *Entry) ([]Agent, error) {
+	agents, err := e.Agents(ctx)
+	return slices.DeleteFunc(agents, func(a Agent) bool { return a.Revoked || !slices.Contains(entry.Recipients, a.Fingerprint) }), err
 }
 
 // mayRecover requires that the agent is a recipient of the record and still designated.
@@ -114,5 +147,5 @@ func (e *Escrow) log(ctx context.Context, actor string, event audit.Event, detai
 	return e.o.DB.Write(ctx, func(tx *sql.Tx) error { return audit.Append(tx, e.o.Now(), actor, event, detail) })
 }
 
-// Sealed returns the record as it lies in the database: CMS EnvelopedData around the PKCS#8 key.
+// Sealed returns the record as it lies in the database, in its Format.
 func (n *Entry) Sealed() []byte { return n.sealed }

@@ -1,0 +1,297 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"unicode"
+
+	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/dn"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) recoveryCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "recovery", Short: "Recover an archived key with several people's consent, from any machine with a Kerberos ticket",
+		Long: "A manager opens a case for a key; recovery agents approve it, each with the own key and on the own machine, whenever they have\n" +
+			"time; the manager fetches the key once, as PKCS#12. The gateway sees neither the key nor a share of it. Exit code 3 means refused."}
+	cmd.AddCommand(a.recoveryKeysCommand(), a.recoveryOpenCommand(), a.recoveryListCommand(), a.recoveryShowCommand(), a.recoveryApproveCommand(),
+		a.endCaseCommand("deny", "End a case as an agent", (*cases.Client).Deny), a.recoveryFetchCommand(),
+		a.endCaseCommand("withdraw", "End a case as a manager", (*cases.Client).Withdraw))
+	return cmd
+}
+
+// withCases runs do with a client of the gateway's cases. What the gateway refuses ends with its exit code.
+func (a *app) withCases(cmd *cobra.Command, f *gatewayFlags, do func(ctx context.Context, c *cases.Client) error) error {
+	base, err := a.gatewayURL(f.url)
+	if err != nil {
+		return err
+	}
+	http, krb, err := f.connect()
+	if err != nil {
+		return err
+	}
+	defer krb.Close()
+	err = do(cmd.Context(), &cases.Client{HTTP: http, URL: base, Principal: krb.Principal()})
+	if refusal, ok := errors.AsType[*hresult.Error](err); ok {
+		return &exitError{exitRefused, fmt.Errorf("%s (%s)", refusal.ClientText(), refusal.Code)}
+	}
+	return err
+}
+
+func (a *app) recoveryKeysCommand() *cobra.Command {
+	var f gatewayFlags
+	cmd := &cobra.Command{Use: "keys ACCOUNT", Short: "List the archived keys of a person, newest first", Args: exactArgs("ACCOUNT")}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
+			keys, err := c.Keys(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return a.print(keys, func(w *tabwriter.Writer) {
+				row(w, "KEY", "ARCHIVED", "OWNER", "SERIAL NUMBER", "POLICY", "AGENTS NEEDED", "SUBJECT")
+				for _, k := range keys {
+					row(w, k.Record, day(k.Archived), k.Owner, k.Serial, k.Policy, fmt.Sprintf("%d of %d", k.Required, k.Recipients), k.Subject)
+				}
+			})
+		})
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (a *app) recoveryOpenCommand() *cobra.Command {
+	var f gatewayFlags
+	var owner, recipient, reason, out string
+	var number int64
+	cmd := &cobra.Command{Use: "open --owner ACCOUNT --for ACCOUNT --reason TEXT", Short: "Open a case for an archived key", Args: exactArgs(),
+		Long: "Open makes a key pair for the case, whose private half stays in the file that is written here and is needed to fetch the\n" +
+			"key. Tell the agents the code that is printed, by phone or in person: it is how they know that nobody has changed the case.",
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&owner, "owner", "", "account whose key it is, alice or alice@CORP.EXAMPLE")
+	flags.Int64Var(&number, "key", 0, "number of the archived key, as recovery keys shows it (default: the newest)")
+	flags.StringVar(&recipient, "for", "", "account of the person who is given the key")
+	flags.StringVar(&reason, "reason", "", "why; agents read it, and the audit log keeps it")
+	flags.StringVar(&out, "out", "", "file for the case key (default: case-CODE.key)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if owner == "" || recipient == "" || reason == "" {
+			return usage("--owner, --for and --reason are needed: whose key, for whom, and why")
+		}
+		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
+			key, err := chooseKey(ctx, c, owner, number)
+			if err != nil {
+				return err
+			}
+			return a.openCase(ctx, c, key, recovery.Statement{Record: key.Record, KeyID: key.KeyID, Owner: key.Owner, Manager: c.Principal, Recipient: recipient, Reason: reason}, out)
+		})
+	}
+	f.add(cmd)
+	return cmd
+}
+
+// chooseKey finds the archived key with the number, or the newest.
+func chooseKey(ctx context.Context, c *cases.Client, owner string, number int64) (*cases.Key, error) {
+	keys, err := c.Keys(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	for i := range keys {
+		if number == 0 || keys[i].Record == number {
+			return &keys[i], nil
+		}
+	}
+	if number != 0 {
+		return nil, fmt.Errorf("%s has no archived key %d; see enrollgate recovery keys %s", owner, number, owner)
+	}
+	return nil, fmt.Errorf("no key of %s is archived that you may recover", owner)
+}
+
+func (a *app) openCase(ctx context.Context, c *cases.Client, key *cases.Key, s recovery.Statement, out string) error {
+	file, err := recovery.NewCaseFile(s)
+	if err != nil {
+		return err
+	}
+	defer file.Wipe()
+	code := file.Statement.Code()
+	if out == "" {
+		out = "case-" + code + ".key"
+	}
+	text, err := json.Marshal(file)
+	if err != nil {
+		return err
+	}
+	defer wcce.Wipe(text)
+	if err := writeSecret(out, text); err != nil {
+		return err
+	}
+	done, err := c.Open(ctx, file.Statement)
+	if _, refused := errors.AsType[*hresult.Error](err); refused {
+		return errors.Join(err, os.Remove(out))
+	}
+	if err != nil { // the answer may be lost, not the case
+		return fmt.Errorf("%w; if recovery list shows the case all the same, %s is its key", err, out)
+	}
+	k := done.Case
+	result := map[string]any{"case": k.ID, "code": code, "file": out, "expires": k.Expires, "required": k.Required, "receipt": done.Receipt}
+	return a.print(result, func(w *tabwriter.Writer) {
+		row(w, fmt.Sprintf("case %d is open until %s; it takes %d agents", k.ID, day(k.Expires), k.Required))
+		row(w, "Key of", s.Owner+", "+key.Subject)
+		row(w, "Code", code+" (tell the agents, by phone or in person)")
+		row(w, "Case key", out+" (keep it on this machine)")
+		row(w, "Receipt", receiptText(done.Receipt))
+	})
+}
+
+func (a *app) recoveryListCommand() *cobra.Command {
+	var f gatewayFlags
+	cmd := &cobra.Command{Use: "list", Short: "List cases, newest first", Args: exactArgs()}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
+			list, err := c.List(ctx)
+			if err != nil {
+				return err
+			}
+			return a.print(list, func(w *tabwriter.Writer) {
+				row(w, "CASE", "STATE", "APPROVALS", "OPENED", "BY", "KEY OF", "FOR", "EXPIRES", "REASON")
+				for _, k := range list {
+					s := &k.Statement
+					row(w, k.ID, k.State, fmt.Sprintf("%d of %d", len(k.Approvals), k.Required), day(k.Created), k.OpenedBy, s.Owner, s.Recipient, day(k.Expires), s.Reason)
+				}
+			})
+		})
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (a *app) recoveryShowCommand() *cobra.Command {
+	var f gatewayFlags
+	var out string
+	cmd := &cobra.Command{Use: "show CASE", Short: "Show one case; write what an agent needs to approve it on a machine without a network", Args: exactArgs("CASE")}
+	cmd.Flags().StringVar(&out, "out", "", "file to write for recovery approve FILE")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := caseID(args[0])
+		if err != nil {
+			return err
+		}
+		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
+			k, file, err := c.Show(ctx, id)
+			if err != nil {
+				return err
+			}
+			if out != "" {
+				if file == nil {
+					return fmt.Errorf("case %d is %s, or you are no approver of its policy: there is nothing to approve", id, k.State)
+				}
+				text, err := json.MarshalIndent(file, "", "  ")
+				if err != nil {
+					return err
+				}
+				if err := writeNew(out, text, 0o644); err != nil {
+					return err
+				}
+			}
+			return a.print(k, func(w *tabwriter.Writer) { showCase(w, k) })
+		})
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func showCase(w io.Writer, k *cases.Case) {
+	s := &k.Statement
+	row(w, "Case", k.ID)
+	row(w, "State", k.State)
+	row(w, "Archived key", fmt.Sprintf("%d of %s", s.Record, s.Owner))
+	row(w, "For", s.Recipient)
+	row(w, "Reason", s.Reason)
+	row(w, "Opened by", k.OpenedBy+", "+day(k.Created))
+	row(w, "Expires", day(k.Expires))
+	row(w, "Policy", fmt.Sprintf("%s: %d agents", k.Policy, k.Required))
+	if k.Note != "" {
+		row(w, "Ended because", k.Note)
+	}
+	for _, p := range k.Approvals {
+		row(w, "Approved by", fmt.Sprintf("%s, %s, with the share of %s", p.Approver, day(p.Created), p.Agent))
+	}
+}
+
+// endCaseCommand is deny or withdraw.
+func (a *app) endCaseCommand(verb, short string, do func(c *cases.Client, ctx context.Context, id int64, reason string) (*cases.Done, error)) *cobra.Command {
+	var f gatewayFlags
+	var reason string
+	cmd := &cobra.Command{Use: verb + " CASE --reason TEXT", Short: short, Args: exactArgs("CASE")}
+	cmd.Flags().StringVar(&reason, "reason", "", "why; kept in the audit log")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		id, err := caseID(args[0])
+		if err != nil {
+			return err
+		}
+		if reason == "" {
+			return usage("--reason is needed")
+		}
+		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
+			done, err := do(c, ctx, id, reason)
+			if err != nil {
+				return err
+			}
+			return a.printStep(done)
+		})
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (a *app) printStep(done *cases.Done) error {
+	return a.print(done, func(w *tabwriter.Writer) {
+		k := done.Case
+		row(w, fmt.Sprintf("case %d is %s, with %d of %d approvals", k.ID, k.State, len(k.Approvals), k.Required))
+		row(w, "Receipt", receiptText(done.Receipt))
+	})
+}
+
+func caseID(text string) (int64, error) {
+	id, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || id <= 0 {
+		return 0, usage("%q is not the number of a case; see enrollgate recovery list", text)
+	}
+	return id, nil
+}
+
+// readJSON reads a file that another step has written.
+func readJSON(path string, into any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := recovery.Decode(f, recovery.MaxFile, into); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// subjectOf shows the name in a certificate, on one line.
+func subjectOf(der []byte) string {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return "(unreadable)"
+	}
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsGraphic(r) {
+			return '?'
+		}
+		return r
+	}, dn.Show(cert.RawSubject))
+}

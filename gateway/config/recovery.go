@@ -1,0 +1,59 @@
+package config
+
+import (
+	"cmp"
+	"strings"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+)
+
+// RecoveryPolicy is whose archived keys are sealed to which agents, how many of them it takes, and who may open cases.
+type RecoveryPolicy struct {
+	Name         string        `yaml:"name"`
+	Templates    []string      `yaml:"templates"`      // empty: all
+	Groups       []string      `yaml:"groups"`         // of the key's owner; empty: all owners
+	Agents       []string      `yaml:"agents"`         // fingerprints or subjects of designated agents, or all
+	Required     int           `yaml:"required"`       // how many of them it takes
+	Minimum      int           `yaml:"minimum_agents"` // with fewer valid agents nothing is archived
+	Managers     []string      `yaml:"managers"`       // accounts or groups that open cases and fetch the key
+	Approvers    []string      `yaml:"approvers"`      // accounts or groups that approve and deny
+	CaseValidity time.Duration `yaml:"case_validity"`
+}
+
+const (
+	defaultCaseValidity = 72 * time.Hour
+	maxCaseValidity     = 90 * 24 * time.Hour
+)
+
+// WithDefaults fills in what was left out.
+func (p RecoveryPolicy) WithDefaults() RecoveryPolicy {
+	if len(p.Agents) == 0 {
+		p.Agents = []string{"all"}
+	}
+	p.Required = cmp.Or(p.Required, 1)
+	p.Minimum = cmp.Or(p.Minimum, p.Required)
+	p.CaseValidity = cmp.Or(p.CaseValidity, defaultCaseValidity)
+	return p
+}
+
+func (e Escrow) check(need func(ok bool, format string, args ...any)) {
+	need(e.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", e.ExchangeValidity)
+	need(e.Grace >= 0, "escrow.grace: %s is negative", e.Grace)
+	seen := map[string]bool{}
+	for i, p := range e.Policies {
+		p = p.WithDefaults()
+		need(p.Name != "" && len(p.Name) <= 64, "escrow.policies[%d].name: missing, or longer than 64 octets; archived keys are kept under it, do not change it later", i)
+		need(!seen[strings.ToLower(p.Name)], "escrow.policies[%d].name: %q occurs twice", i, p.Name)
+		seen[strings.ToLower(p.Name)] = true
+		need(p.Required >= 1 && p.Required <= quorum.MaxAgents, "escrow.policies[%d].required: %d is not between 1 and %d", i, p.Required, quorum.MaxAgents)
+		need(p.Minimum >= p.Required, "escrow.policies[%d].minimum_agents: %d is less than the %d that a recovery takes", i, p.Minimum, p.Required)
+		all := len(p.Agents) == 1 && strings.EqualFold(p.Agents[0], "all")
+		need(all || len(p.Agents) >= p.Minimum, "escrow.policies[%d].agents: %d are named, %d are needed", i, len(p.Agents), p.Minimum)
+		need((len(p.Managers) > 0) == (len(p.Approvers) > 0), "escrow.policies[%d]: managers and approvers go together: who opens cases, and who approves them", i)
+		need(p.Required == 1 || len(p.Managers) > 0, "escrow.policies[%d]: managers and approvers are needed, or nobody can ever recover a key that takes %d agents", i, p.Required)
+		need(p.CaseValidity > 0 && p.CaseValidity <= maxCaseValidity, "escrow.policies[%d].case_validity: %s is not between 0 and %s", i, p.CaseValidity, maxCaseValidity)
+		last := i == len(e.Policies)-1
+		need(last || len(p.Templates) > 0 || len(p.Groups) > 0, "escrow.policies[%d]: without templates and groups it is for every key, and those after it for none: make it the last", i)
+	}
+}

@@ -1,0 +1,130 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/test/world"
+)
+
+// shell runs the program and OpenSSL in one folder.
+type shell struct {
+	t           testing.TB
+	dir, binary string
+}
+
+func newShell(t testing.TB) *shell {
+	t.Helper()
+	s := &shell{t: t, dir: t.TempDir(), binary: filepath.Join(t.TempDir(), "enrollgate")}
+	if out, err := exec.Command("go", "build", "-o", s.binary, "github.com/enrollgate/enrollgate/cmd/enrollgate").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return s
+}
+
+func pemOf(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+func (s *shell) write(name string, content []byte) string {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), content, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return name
+}
+
+func (s *shell) command(account string, args ...string) *exec.Cmd {
+	args = append([]string{"recovery"}, args...)
+	if account != "" {
+		args = append(args, "--url", "https://"+world.Env("LAB_GATEWAY"), "--ca-file", world.Env("LAB_CA_PEM"), "--principal", account+"@"+world.Env("LAB_REALM"), "--logon-password-env", "LAB_PASSWORD")
+	}
+	cmd := exec.Command(s.binary, append(args, "--output", "json")...)
+	cmd.Dir = s.dir
+	return cmd
+}
+
+// run runs recovery as an account; "" is somebody without a network.
+func (s *shell) run(account string, into any, args ...string) {
+	s.t.Helper()
+	cmd := s.command(account, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		s.t.Fatalf("recovery %v: %v\n%s", args, err, stderr.String())
+	}
+	if into != nil {
+		if err := json.Unmarshal(out, into); err != nil {
+			s.t.Fatalf("recovery %v: %v: %s", args, err, out)
+		}
+	}
+}
+
+func (s *shell) refused(account string, code int, args ...string) string {
+	s.t.Helper()
+	out, err := s.command(account, args...).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != code {
+		s.t.Errorf("recovery %v: %v, want exit code %d\n%s", args, err, code, out)
+	}
+	return string(out)
+}
+
+func (s *shell) openssl(stdin []byte, args ...string) []byte {
+	s.t.Helper()
+	cmd := exec.Command("openssl", args...)
+	cmd.Dir, cmd.Stdin = s.dir, bytes.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("openssl %v: %v\n%s", args, err, out)
+	}
+	return out
+}
+
+// listsAndEnds looks at keys and cases as each role, and ends two other cases.
+func (s *shell) listsAndEnds(id int64) {
+	s.t.Helper()
+	var keys []cases.Key
+	s.run("helpdesk", &keys, "keys", "alice")
+	if len(keys) != 1 || keys[0].Policy != "mail" || keys[0].Required != 2 {
+		s.t.Errorf("keys: %+v", keys)
+	}
+	var other struct{ Case int64 }
+	s.run("helpdesk", &other, "open", "--owner", "alice", "--key", fmt.Sprint(keys[0].Record), "--for", "bob@LAB.TEST", "--reason", "curious", "--out", "other.key")
+	s.run("kra2", nil, "deny", fmt.Sprint(other.Case), "--reason", "not for bob")
+	s.run("helpdesk", &other, "open", "--owner", "alice", "--for", "alice@LAB.TEST", "--reason", "again", "--out", "another.key")
+	s.run("helpdesk", nil, "withdraw", fmt.Sprint(other.Case), "--reason", "one is enough")
+	var list []cases.Case
+	s.run("kra3", &list, "list")
+	if len(list) != 3 || list[0].State != cases.Withdrawn || list[1].State != cases.Denied || list[1].Note != "not for bob" || list[2].ID != id || list[2].State != cases.Open {
+		s.t.Errorf("list: %+v", list)
+	}
+	s.refused("alice", 3, "list")
+}
+
+// readByOthers lets Java and NSS read the PKCS#12 file.
+func (s *shell) readByOthers(password string) {
+	for tool, args := range map[string][]string{
+		"keytool":  {"-list", "-storetype", "PKCS12", "-keystore", "user.p12", "-storepass", password},
+		"pk12util": {"-l", "user.p12", "-W", password},
+	} {
+		if _, err := exec.LookPath(tool); err != nil {
+			s.t.Logf("%s is not installed: not tried", tool)
+			continue
+		}
+		cmd := exec.Command(tool, args...)
+		cmd.Dir = s.dir
+		if out, err := cmd.CombinedOutput(); err != nil || tool == "keytool" && !strings.Contains(string(out), "PrivateKeyEntry") {
+			s.t.Errorf("%s: %v\n%s", tool, err, out)
+		}
+	}
+}
