@@ -91,6 +91,9 @@ func (g *Gateway) isStillOneOf(ctx context.Context, caller templates.Caller, nam
 	if err != nil {
 		return false, err
 	}
+	if !strings.EqualFold(caller.Realm, subject.Domain.DNS) { // a trusted realm vouches for its own accounts only
+		return false, hresult.New(hresult.AccessDenied, "the ticket of %s names the SID of an account of the domain %s", caller.Principal, subject.Domain.DNS)
+	}
 	if subject.Disabled {
 		return false, hresult.New(hresult.AccountDisabled, "the account %s is disabled", subject.SAMAccount)
 	}
