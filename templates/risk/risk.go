@@ -48,8 +48,21 @@ type Principal struct {
 	Name string       `json:"name,omitempty"` // `CORP\Domain Users`; empty where nobody knows
 }
 
-// String is the name, else the SID.
-func (p Principal) String() string { return cmp.Or(p.Name, string(p.SID)) }
+// String is the name, else what everybody calls the SID, else the SID.
+func (p Principal) String() string {
+	if p.Name != "" {
+		return p.Name
+	}
+	usual := map[string]string{"513": "Domain Users", "514": "Domain Guests", "515": "Domain Computers"} // in any domain
+	name := map[security.SID]string{security.Everyone: "Everyone", security.AuthenticatedUsers: "Authenticated Users"}[p.SID]
+	if domain, ok := p.SID.Domain(); ok {
+		name = usual[string(p.SID[len(domain)+1:])]
+	}
+	if name == "" {
+		return string(p.SID)
+	}
+	return fmt.Sprintf("%s (%s)", name, p.SID)
+}
 
 // Finding is one danger.
 type Finding struct {
@@ -139,7 +152,7 @@ func Hazards(findings []Finding) map[string][]templates.Hazard {
 	out := map[string][]templates.Hazard{}
 	for _, f := range findings {
 		if f.Blocks() {
-			text := fmt.Sprintf("%s. %s", People(f.Who), f.How)
+			text := fmt.Sprintf("%s can exploit it. %s", People(f.Who), f.How)
 			out[f.Object] = append(out[f.Object], templates.Hazard{Rule: f.Rule, Text: text, Fix: f.Fix + ". Or accept it under accept_risk in the configuration", Spec: f.Spec})
 		}
 	}

@@ -229,7 +229,7 @@ func TestEveryPrincipalIsListedByName(t *testing.T) {
 	for _, p := range found[0].Who {
 		got = append(got, p.String())
 	}
-	if want := []string{"S-1-5-11", domain + "513", domain + "515", `CORP\Agents`}; !slices.Equal(got, want) {
+	if want := []string{"Authenticated Users (S-1-5-11)", "Domain Users (" + domain + "513)", "Domain Computers (" + domain + "515)", `CORP\Agents`}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
