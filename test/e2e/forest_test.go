@@ -113,6 +113,29 @@ func TestAnAccountOfATrustedForestEnrolls(t *testing.T) {
 	}
 }
 
+// A machine of the other forest, which the template's permissions name itself.
+func TestAMachineOfATrustedForestEnrolls(t *testing.T) {
+	w := partnered(t)
+	copyTemplate(t, w, "LabMachine", "PartnerMachine", map[string]string{"mspki-cert-template-oid": "1.3.6.1.4.1.99999.78.2"})
+	ws9, err := w.Forest.SIDOf(t.Context(), `PART\WS9$`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grantEnroll(t, w, "PartnerMachine", ws9)
+	der, _ := world.Request(t, "PartnerMachine", nil)
+	reply, err := part(t, w, "WS9$").Submit(t, der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cert := testpki.Cert(t, reply.Certificate); cert.Subject.CommonName != "ws9.part.test" || !slices.Equal(cert.DNSNames, []string{"ws9.part.test"}) {
+		t.Errorf("the certificate is for %s, %v", cert.Subject, cert.DNSNames)
+	}
+	e, err := w.Explain(t.Context(), `PART\WS9$`, "PartnerMachine", "")
+	if err != nil || e.Outcome != templates.Allow {
+		t.Errorf("explained: %+v, %v", e, err)
+	}
+}
+
 // What explain says of the groups of a foreign account is what the ticket brings.
 func TestGroupsOfAForeignAccountAreThoseOfItsTicket(t *testing.T) {
 	w := partnered(t)

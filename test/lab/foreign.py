@@ -30,6 +30,7 @@ USERS = {
     "pablo": ("Pablo", "Prado", False),      # no mail
     "svc-read": ("Read", "Only", False),     # the gateway reads accounts as this one
 }
+COMPUTER = "WS9"
 # name: (scope, members); a universal group in a global one would be against the rules
 GROUPS = {
     "Mailers": (dsdb.GTYPE_SECURITY_GLOBAL_GROUP, ["paula", "pablo"]),
@@ -56,6 +57,13 @@ def add_accounts(samdb):
         msg = ldb.Message(account(samdb, name).dn)
         msg["e"] = ldb.MessageElement("24", ldb.FLAG_MOD_REPLACE, "msDS-SupportedEncryptionTypes")
         samdb.modify(msg)
+    samdb.newcomputer(COMPUTER)
+    samdb.setpassword("(sAMAccountName=%s$)" % COMPUTER, PASSWORD)
+    msg = ldb.Message(account(samdb, COMPUTER + "$").dn)
+    for name, value in (("dNSHostName", COMPUTER.lower() + ".part.test"), ("msDS-SupportedEncryptionTypes", "24"),
+                        ("userAccountControl", str(dsdb.UF_WORKSTATION_TRUST_ACCOUNT))):
+        msg[name] = ldb.MessageElement(value, ldb.FLAG_MOD_REPLACE, name)
+    samdb.modify(msg)
     for name, (kind, members) in GROUPS.items():
         samdb.newgroup(name, grouptype=kind)
         samdb.add_remove_group_members(name, members)
