@@ -84,15 +84,8 @@ func (c *Cases) insert(ctx context.Context, caller templates.Caller, s recovery.
 		if err != nil {
 			return fmt.Errorf("recovery case: %w", err)
 		}
-		if err := audit.Append(tx, now, caller.Principal, audit.CaseOpened, map[string]any{"case": id, "sid": caller.SID, "record": record, "owner": s.Owner,
-			"recipient": s.Recipient, "recipient_sid": recipient, "reason": s.Reason, "policy": p.Name, "required": needed, "code": s.Code()}); err != nil {
-			return err
-		}
-		if done.Receipt, err = audit.Last(tx); err != nil {
-			return err
-		}
-		done.Case, err = one(ctx, tx, id)
-		return err
+		return done.record(ctx, tx, now, caller, id, audit.CaseOpened, map[string]any{"case": id, "sid": caller.SID, "record": record, "owner": s.Owner,
+			"recipient": s.Recipient, "recipient_sid": recipient, "reason": s.Reason, "policy": p.Name, "required": needed, "code": s.Code()})
 	})
 	if err != nil {
 		return nil, err

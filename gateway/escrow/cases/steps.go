@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
@@ -21,6 +22,18 @@ import (
 type Done struct {
 	Case    *Case         `json:"case"`
 	Receipt audit.Receipt `json:"receipt"`
+}
+
+// record writes the line about a step, and fills in what the step is answered with.
+func (d *Done) record(ctx context.Context, tx *sql.Tx, now time.Time, caller templates.Caller, id int64, event audit.Event, detail map[string]any) (err error) {
+	if err := audit.Append(tx, now, caller.Principal, event, detail); err != nil {
+		return err
+	}
+	if d.Receipt, err = audit.Last(tx); err != nil {
+		return err
+	}
+	d.Case, err = one(ctx, tx, id)
+	return err
 }
 
 // step does one step of a case: its change, its line in the audit log and nothing else are one transaction. Everything that
@@ -45,14 +58,7 @@ func (c *Cases) step(ctx context.Context, caller templates.Caller, id int64, eve
 		for name, value := range map[string]any{"case": id, "sid": caller.SID, "record": k.Statement.Record, "owner": k.Statement.Owner} {
 			detail[name] = value
 		}
-		if err := audit.Append(tx, c.o.Now(), caller.Principal, event, detail); err != nil {
-			return err
-		}
-		if done.Receipt, err = audit.Last(tx); err != nil {
-			return err
-		}
-		done.Case, err = one(ctx, tx, id)
-		return err
+		return done.record(ctx, tx, c.o.Now(), caller, id, event, detail)
 	})
 	if err != nil {
 		return nil, err
