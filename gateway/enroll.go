@@ -28,7 +28,7 @@ type Submission struct {
 	Transport string // transportKerberos or another
 	// Renews is the client certificate that the caller is known by. A request that says nothing of a renewal renews it: TLS
 	// has proven the old key as a signature in the request would.
-	Renews  *x509.Certificate
+	Renews  *templates.Proof
 	Request []byte // PKCS#10, CMC or PKCS#7
 	// Attributes came beside the request ([MS-WCCE] 2.2.2.7.10). Only CertificateTemplate is used: names in attributes
 	// would let a client choose its own subject.
@@ -147,12 +147,8 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	if err != nil {
 		return nil, err
 	}
-	if s.Renews != nil && f.Renewal == nil {
-		proof, err := g.proof(ctx, s.Renews)
-		if err != nil {
-			return nil, err
-		}
-		f.Renewal = &proof
+	if f.Renewal == nil {
+		f.Renewal = s.Renews
 	}
 	if f.Renewal != nil && !f.ArchivedKey {
 		// A renewal that keeps its key need not enclose it again. What a client says about an old certificate proves

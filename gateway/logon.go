@@ -33,14 +33,14 @@ func (g *Gateway) certificateHandler() http.Handler {
 			services.ServeHTTP(w, r)
 			return
 		}
-		caller, err := g.certificateCaller(r.Context(), r.TLS)
+		caller, proof, err := g.certificateCaller(r.Context(), r.TLS)
 		if err != nil {
 			e := hresult.From(err)
 			g.Log.WithError(e).WithField("remote", r.RemoteAddr).Warn("client certificate refused")
 			http.Error(w, e.ClientText(), http.StatusForbidden)
 			return
 		}
-		ctx := context.WithValue(r.Context(), clientCertificateKey{}, r.TLS.PeerCertificates[0])
+		ctx := context.WithValue(r.Context(), clientCertificateKey{}, &proof)
 		services.ServeHTTP(w, r.WithContext(kerberos.WithCaller(ctx, caller)))
 	})
 }
@@ -48,39 +48,39 @@ func (g *Gateway) certificateHandler() http.Handler {
 type clientCertificateKey struct{}
 
 // clientCertificate is what the caller of a request is known by; nil where it is not a certificate.
-func clientCertificate(ctx context.Context) *x509.Certificate {
-	cert, _ := ctx.Value(clientCertificateKey{}).(*x509.Certificate)
-	return cert
+func clientCertificate(ctx context.Context) *templates.Proof {
+	proof, _ := ctx.Value(clientCertificateKey{}).(*templates.Proof)
+	return proof
 }
 
 // certificateCaller is the account that the client's certificate was issued to, with the groups that it has now. What the
 // certificate says is not looked at: the ledger knows whose it is.
-func (g *Gateway) certificateCaller(ctx context.Context, state *tls.ConnectionState) (templates.Caller, error) {
+func (g *Gateway) certificateCaller(ctx context.Context, state *tls.ConnectionState) (caller templates.Caller, proof templates.Proof, err error) {
 	if state == nil || len(state.PeerCertificates) == 0 {
-		return templates.Caller{}, hresult.New(hresult.AccessDenied, "a client certificate is needed")
+		return caller, proof, hresult.New(hresult.AccessDenied, "a client certificate is needed")
 	}
 	cert := state.PeerCertificates[0]
-	proof, err := g.proof(ctx, cert)
-	if err != nil {
-		return templates.Caller{}, err
+	if proof, err = g.proof(ctx, cert); err != nil {
+		return caller, proof, err
 	}
 	switch {
 	case proof.Distrust != nil:
-		return templates.Caller{}, hresult.New(hresult.AccessDenied, "the client certificate %X proves nothing: %v", cert.SerialNumber, proof.Distrust).
+		return caller, proof, hresult.New(hresult.AccessDenied, "the client certificate %X proves nothing: %v", cert.SerialNumber, proof.Distrust).
 			WithFix("enroll anew, by Kerberos or user name and password")
 	case !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth) && !slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny):
-		return templates.Caller{}, hresult.New(hresult.AccessDenied, "the client certificate %X is not for client authentication", cert.SerialNumber).
+		return caller, proof, hresult.New(hresult.AccessDenied, "the client certificate %X is not for client authentication", cert.SerialNumber).
 			WithFix("add Client Authentication to the application policies of the template")
 	}
 	subject, err := g.Directory.SubjectByName(ctx, string(proof.Owner))
 	if err != nil {
-		return templates.Caller{}, err
+		return caller, proof, err
 	}
 	if subject.Disabled {
-		return templates.Caller{}, hresult.New(hresult.AccountDisabled, "the account %s is disabled", subject.SAMAccount)
+		return caller, proof, hresult.New(hresult.AccountDisabled, "the account %s is disabled", subject.SAMAccount)
 	}
 	realm := strings.ToUpper(subject.Domain.DNS)
-	return templates.Caller{Principal: subject.SAMAccount + "@" + realm, Realm: realm, SID: subject.SID, Groups: subject.Groups, Machine: subject.Machine}, nil
+	caller = templates.Caller{Principal: subject.SAMAccount + "@" + realm, Realm: realm, SID: subject.SID, Groups: subject.Groups, Machine: subject.Machine}
+	return caller, proof, nil
 }
 
 // newPasswordHandler serves those who send user name and password in the message.
