@@ -11,13 +11,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/upstream/identity"
-	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/goccy/go-yaml"
 )
 
@@ -33,10 +31,10 @@ func (g *Gateway) AuditSigner() (*audit.Signer, error) { return g.auditSigner() 
 // loadAuditSigner reads the log's key, or makes it.
 func loadAuditSigner(dir, name string, secret []byte) (*audit.Signer, error) {
 	path := filepath.Join(dir, "audit.key")
-	signer, err := local.LoadKey(path, secret)
-	if errors.Is(err, fs.ErrNotExist) {
-		signer, err = newAuditKey(path, secret)
-	}
+	signer, err := identity.LoadOrCreateKey(path, secret, func() (crypto.Signer, error) {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("the audit log's key: %w", err)
 	}
@@ -45,18 +43,6 @@ func loadAuditSigner(dir, name string, secret []byte) (*audit.Signer, error) {
 		return nil, fmt.Errorf("the audit log's key: %s is not an Ed25519 key, but %T", path, signer.Public())
 	}
 	return audit.NewSigner(name, key)
-}
-
-func newAuditKey(path string, secret []byte) (crypto.Signer, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	text, err := local.EncryptKey(key, secret)
-	if err != nil {
-		return nil, err
-	}
-	return key, identity.WriteFile(path, text)
 }
 
 // Checkpoint signs the audit log as it is.

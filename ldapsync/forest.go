@@ -180,9 +180,6 @@ func (f *Forest) homeOf(ctx context.Context, sid security.SID) (*Directory, erro
 
 // Subject looks an account up by its SID, in its own domain. Errors are those of Directory.Subject.
 func (f *Forest) Subject(ctx context.Context, sid security.SID) (templates.Subject, error) {
-	if s, ok := f.subjects.get(sid, time.Now()); ok {
-		return s, nil
-	}
 	d, err := f.homeOf(ctx, sid)
 	if err != nil {
 		return templates.Subject{}, err

@@ -27,25 +27,30 @@ func path(dir, kind, ca, suffix string) string {
 	return filepath.Join(dir, kind+"-"+url.PathEscape(ca)+suffix)
 }
 
-// loadOrCreateKey returns the key in the file, made on first start. It is encrypted at rest.
+// loadOrCreateKey returns the key in the file, made on first start.
 func loadOrCreateKey(file string, secret []byte) (crypto.Signer, error) {
+	// P-256: what Windows has verified since Vista, and a signature costs a fraction of RSA's.
+	return LoadOrCreateKey(file, secret, func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) })
+}
+
+// LoadOrCreateKey returns the key in the file, made by create where there is no file yet. It is encrypted at rest.
+func LoadOrCreateKey(file string, secret []byte, create func() (crypto.Signer, error)) (crypto.Signer, error) {
 	key, err := local.LoadKey(file, secret)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	// P-256: what Windows has verified since Vista, and a signature costs a fraction of RSA's.
-	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+	if key, err = create(); err != nil {
 		return nil, err
 	}
 	text, err := local.EncryptKey(key, secret)
 	if err != nil {
 		return nil, err
 	}
-	return key, WriteFile(file, text)
+	return key, writeFile(file, text)
 }
 
-// WriteFile replaces a file durably: after a crash it is the old or the new one.
-func WriteFile(file string, content []byte) error {
+// writeFile replaces a file durably: after a crash it is the old or the new one.
+func writeFile(file string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}

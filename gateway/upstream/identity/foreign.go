@@ -151,7 +151,7 @@ func (f *foreign) renew(ctx context.Context) (err error) {
 		return fmt.Errorf("the response certificate is not signed by %q: %w", above[0].Subject, err)
 	}
 	chain := append([]*x509.Certificate{cert}, above...)
-	if err := WriteFile(f.file(), encodePEM(chain...)); err != nil {
+	if err := writeFile(f.file(), encodePEM(chain...)); err != nil {
 		return err
 	}
 	f.mu.Lock()

@@ -32,7 +32,7 @@ func Own(dir, ca string, secret []byte, now func() time.Time) (upstream.Identity
 		if err != nil {
 			return nil, fmt.Errorf("CA %q: enrollment identity: %w", ca, err)
 		}
-		if err := WriteFile(file, encodePEM(cert)); err != nil {
+		if err := writeFile(file, encodePEM(cert)); err != nil {
 			return nil, fmt.Errorf("CA %q: enrollment identity: %w", ca, err)
 		}
 		certs = []*x509.Certificate{cert}
