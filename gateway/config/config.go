@@ -191,12 +191,18 @@ func Load(path string) (*Config, error) {
 	return c, nil
 }
 
-// Parse decodes a file. An unknown key is an error.
-func Parse(text []byte) (*Config, error) {
+// Parse decodes a file. An unknown key is an error. goccy/go-yaml 1.19.2 panics on a list that is an empty tag (its issue
+// 735), which is an error as any other.
+func Parse(text []byte) (c *Config, err error) {
 	if len(text) > 1<<20 {
 		return nil, errors.New("the configuration has more than 1 MiB")
 	}
-	c := defaults()
+	defer func() {
+		if p := recover(); p != nil {
+			c, err = nil, fmt.Errorf("the YAML decoder gave up on this text (%v): look for a tag (!) or an anchor (&) where a list belongs", p)
+		}
+	}()
+	c = defaults()
 	d := yaml.NewDecoder(bytes.NewReader(text), yaml.Strict())
 	if err := d.Decode(c); err != nil && err.Error() != "EOF" {
 		return nil, errors.New(yaml.FormatError(err, false, true))

@@ -178,8 +178,16 @@ func TestSecretsAreReadFromPrivateFilesOnly(t *testing.T) {
 	}
 }
 
+// A decoder that panics is an error of the file.
+func TestParseEmptyTag(t *testing.T) {
+	if _, err := config.Parse([]byte("directory:\n  servers: !\n")); err == nil || !strings.Contains(err.Error(), "tag") {
+		t.Errorf("a list that is an empty tag: %v", err)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(minimal))
+	f.Add([]byte("directory:\n  servers: !\n"))
 	whole, err := os.ReadFile("../../configs/enrollgate.yaml")
 	if err != nil {
 		f.Fatal(err)

@@ -23,7 +23,7 @@ func Parse(file string, content []byte, sidOf Resolver) ([]*Manifest, error) {
 	if len(content) > maxSize {
 		return nil, fmt.Errorf("%s: more than 1 MiB", file)
 	}
-	tree, err := parser.ParseBytes(content, 0)
+	tree, err := parseTree(content)
 	if err != nil {
 		return nil, syntaxError(file, err)
 	}
@@ -41,6 +41,16 @@ func Parse(file string, content []byte, sidOf Resolver) ([]*Manifest, error) {
 		errs = append(errs, &Error{file, 1, 1, "there is no template in it"})
 	}
 	return out, errors.Join(errs...)
+}
+
+// parseTree turns a panic of the parser, which its history is not free of, into an error.
+func parseTree(content []byte) (tree *ast.File, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the YAML parser gave up on this text (%v)", p)
+		}
+	}()
+	return parser.ParseBytes(content, 0)
 }
 
 func syntaxError(file string, err error) error {
