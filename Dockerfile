@@ -1,4 +1,4 @@
-# A static binary and nothing else. Mount the configuration at /etc/enrollgate and a volume at /var/lib/enrollgate.
+# A static binary and nothing else; PKCS#11 tokens need a dynamic one (make build) and the library of the token. Mount the configuration at /etc/enrollgate and a volume at /var/lib/enrollgate.
 FROM golang:1.26 AS build
 WORKDIR /src
 COPY go.mod go.sum ./

@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/local/go/bin
 .PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca test-hostile fuzz bench lint deps clean
 
 build:
-	@CGO_ENABLED=0 $(GO) build -o bin/enrollgate ./cmd/enrollgate
+	@CGO_ENABLED=1 $(GO) build -tags netgo,osusergo -o bin/enrollgate ./cmd/enrollgate
 
 deps:
 	@test/deps.sh 1>&2

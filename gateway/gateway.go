@@ -7,6 +7,7 @@ package gateway
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
@@ -27,6 +28,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
+	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/publish"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
@@ -111,7 +113,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	if err != nil {
 		return nil, err
 	}
-	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace,
+	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace, ExchangeToken: cfg.Escrow.ExchangeToken,
 		Policies: recoveryPolicies(cfg.Escrow), Now: g.now})
 	if err != nil {
 		return nil, err
@@ -147,7 +149,7 @@ func (g *Gateway) Close() error {
 	if g.writer != nil {
 		g.writer.Close()
 	}
-	return g.DB.Close()
+	return errors.Join(g.Escrow.Close(), g.DB.Close())
 }
 
 // CA finds a configured CA by the name that the directory has for it.
@@ -233,12 +235,7 @@ func (g *Gateway) openLocalCA(c config.CA) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA %q: %s: %w", c.Name, c.Local.Certificate, err)
 	}
-	passphrase, err := c.Local.Passphrase.Read()
-	if err != nil {
-		return nil, fmt.Errorf("CA %q: passphrase: %w", c.Name, err)
-	}
-	defer clear(passphrase)
-	key, err := local.LoadKey(c.Local.Key, passphrase)
+	key, err := localKey(c.Local)
 	if err != nil {
 		return nil, fmt.Errorf("CA %q: %w", c.Name, err)
 	}
@@ -250,6 +247,22 @@ func (g *Gateway) openLocalCA(c config.CA) (*CA, error) {
 		return nil, err
 	}
 	return &CA{Name: c.Name, Issuer: ca.Issuer(), Identity: ca.Identity(), Local: ca}, nil
+}
+
+// localKey is the key of the embedded CA, from a file or a PKCS#11 token. The passphrase of a token is its PIN.
+func localKey(c config.LocalCA) (crypto.Signer, error) {
+	var passphrase []byte
+	if c.Passphrase.Set() {
+		var err error
+		if passphrase, err = c.Passphrase.Read(); err != nil {
+			return nil, fmt.Errorf("passphrase: %w", err)
+		}
+		defer clear(passphrase)
+	}
+	if pkcs11.IsURI(c.Key) {
+		return pkcs11.OpenKey(c.Key, string(passphrase))
+	}
+	return local.LoadKey(c.Key, passphrase)
 }
 
 // authority is what policy has to know of a CA. No certificate outlives the CA that issues it.

@@ -280,6 +280,9 @@ func (g *Gateway) housekeep(ctx context.Context) {
 		if err := g.Escrow.Refresh(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("the escrow cannot be read")
 		}
+		if err := g.Escrow.DestroyExpired(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("old exchange keys cannot be destroyed")
+		}
 		if err := g.Cases.Expire(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("recovery cases cannot be ended")
 		}

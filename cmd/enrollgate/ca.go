@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/pem"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
@@ -60,14 +62,7 @@ func (a *app) caCreateCommand() *cobra.Command {
 			if name == "" {
 				return usage("name the CA with --name; the directory will publish it under this name")
 			}
-			text, err := passphrase.read("passphrase for the CA key")
-			if err != nil {
-				return err
-			}
-			if len(text) < 12 {
-				return usage("the passphrase must have at least 12 characters")
-			}
-			key, err := rsa.GenerateKey(rand.Reader, 3072)
+			key, err := newCAKey(keyOut, &passphrase)
 			if err != nil {
 				return err
 			}
@@ -75,29 +70,54 @@ func (a *app) caCreateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			keyPEM, err := local.EncryptKey(key, []byte(text))
-			if err != nil {
-				return err
-			}
-			if err := writeSecret(keyOut, keyPEM); err != nil {
-				return err
-			}
 			if err := writeNew(certOut, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644); err != nil {
 				return err
 			}
 			return a.print(map[string]string{"name": name, "certificate": certOut, "key": keyOut}, func(w *tabwriter.Writer) {
 				row(w, "certificate: "+certOut)
-				row(w, "key:         "+keyOut+" (encrypted)")
+				row(w, "key:         "+keyOut)
 				row(w, "next: publish it in the forest with certutil -dspublish -f "+certOut+" RootCA, and the same with NTAuthCA")
 			})
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "", "common name of the CA")
 	cmd.Flags().StringVar(&certOut, "certificate", "ca.pem", "file for the certificate")
-	cmd.Flags().StringVar(&keyOut, "key", "ca.key", "file for the encrypted key")
+	cmd.Flags().StringVar(&keyOut, "key", "ca.key", "file for the encrypted key, or a PKCS#11 URI (RFC 7512): the token's key of that name, made where there is none")
 	cmd.Flags().IntVar(&years, "years", 10, "validity in years")
-	passphrase.add(cmd, "passphrase", "passphrase that encrypts the key")
+	passphrase.add(cmd, "passphrase", "passphrase that encrypts the key, or PIN of the token")
 	return cmd
+}
+
+const caBits = 3072
+
+// newCAKey makes a key in a file or in a token.
+func newCAKey(where string, passphrase *passwordFlags) (crypto.Signer, error) {
+	if pkcs11.IsURI(where) {
+		pin := ""
+		if !pkcs11.HasPIN(where) {
+			var err error
+			if pin, err = passphrase.read("PIN of the token"); err != nil {
+				return nil, err
+			}
+		}
+		return pkcs11.OpenOrCreateKey(where, pin, caBits)
+	}
+	text, err := passphrase.read("passphrase for the CA key")
+	if err != nil {
+		return nil, err
+	}
+	if len(text) < 12 {
+		return nil, usage("the passphrase must have at least 12 characters")
+	}
+	key, err := rsa.GenerateKey(rand.Reader, caBits)
+	if err != nil {
+		return nil, err
+	}
+	keyPEM, err := local.EncryptKey(key, []byte(text))
+	if err != nil {
+		return nil, err
+	}
+	return key, writeSecret(where, keyPEM)
 }
 
 func (a *app) caRevokeCommand() *cobra.Command {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
@@ -60,8 +61,9 @@ func (a *app) escrowListCommand() *cobra.Command {
 }
 
 func (a *app) escrowRecoverCommand() *cobra.Command {
-	var agentFile, out, reason, serial string
-	var agentPassword, outPassword passwordFlags
+	var out, reason, serial string
+	var agent agentKeyFlags
+	var outPassword passwordFlags
 	cmd := &cobra.Command{
 		Use: "recover [ID]", Short: "Recover an archived key as PKCS#12 with a recovery agent's key",
 		Long: "Recover opens an archived key with the key of a recovery agent and writes it, with its certificate, as PKCS#12.\n" +
@@ -70,22 +72,29 @@ func (a *app) escrowRecoverCommand() *cobra.Command {
 		Args: cobra.MaximumNArgs(1),
 	}
 	owner := cmd.Flags().String("owner", "", "account whose newest key to recover, alice or alice@CORP.EXAMPLE")
-	cmd.Flags().StringVar(&agentFile, "key", "", "PKCS#12 file of the recovery agent")
 	cmd.Flags().StringVar(&out, "out", "user.p12", "file to write")
 	cmd.Flags().StringVar(&reason, "reason", "", "why; kept in the audit log")
 	cmd.Flags().StringVar(&serial, "serial", "", "serial number of the certificate, hexadecimal")
-	agentPassword.add(cmd, "key-password", "password of the agent's file")
+	agent.add(cmd)
 	outPassword.add(cmd, "out-password", "password to protect the recovered key with")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if agentFile == "" || reason == "" {
-			return usage("--key (the agent's PKCS#12 file) and --reason are needed")
+		if !agent.set() || reason == "" {
+			return usage("--key (the agent's key) and --reason are needed")
 		}
 		return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
 			entry, err := findEntry(ctx, g, args, serial, *owner)
 			if err != nil {
 				return err
 			}
-			key, cert, _, err := readPKCS12(agentFile, &agentPassword)
+			recipients, err := g.Escrow.RecipientsOf(ctx, entry)
+			if err != nil {
+				return err
+			}
+			var certs [][]byte
+			for _, r := range recipients {
+				certs = append(certs, r.Certificate.Raw)
+			}
+			key, cert, err := agent.open(certs)
 			if err != nil {
 				return err
 			}
@@ -196,20 +205,6 @@ func (a *app) agentsCommand() *cobra.Command {
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error { return a.listAgents(ctx, g) })
 		},
 	}, &cobra.Command{
-		Use: "add CERTIFICATE", Short: "Designate an agent by a certificate in PEM form", Args: exactArgs("CERTIFICATE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			certs, err := local.LoadCertificates(args[0])
-			if err != nil {
-				return err
-			}
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				if err := g.Escrow.AddAgent(ctx, certs[0], actor()); err != nil {
-					return err
-				}
-				return a.listAgents(ctx, g)
-			})
-		},
-	}, &cobra.Command{
 		Use: "remove FINGERPRINT", Short: "End an agent's designation", Args: exactArgs("FINGERPRINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
@@ -219,8 +214,43 @@ func (a *app) agentsCommand() *cobra.Command {
 				return a.listAgents(ctx, g)
 			})
 		},
-	})
+	}, a.agentAddCommand(), a.agentHybridKeyCommand())
 	return cmd
+}
+
+func (a *app) agentAddCommand() *cobra.Command {
+	var hybrid string
+	cmd := &cobra.Command{
+		Use: "add [CERTIFICATE]", Short: "Designate an agent by a certificate in PEM form, or by its hybrid key", Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == (hybrid != "") {
+				return usage("name the agent's certificate, or with --hybrid its hybrid key, which has the certificate in it")
+			}
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				if err := addAgent(ctx, g, args, hybrid); err != nil {
+					return err
+				}
+				return a.listAgents(ctx, g)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&hybrid, "hybrid", "", "public half of the agent's hybrid key, as escrow agents hybrid-key has written it")
+	return cmd
+}
+
+func addAgent(ctx context.Context, g *gateway.Gateway, args []string, hybrid string) error {
+	if hybrid != "" {
+		key := &quorum.HybridKey{}
+		if err := readJSON(hybrid, key); err != nil {
+			return err
+		}
+		return g.Escrow.AddHybridAgent(ctx, key, actor())
+	}
+	certs, err := local.LoadCertificates(args[0])
+	if err != nil {
+		return err
+	}
+	return g.Escrow.AddAgent(ctx, certs[0], actor())
 }
 
 type agentRow struct {
@@ -230,6 +260,7 @@ type agentRow struct {
 	Added       time.Time `json:"added"`
 	AddedBy     string    `json:"added_by"`
 	Status      string    `json:"status"`
+	Key         string    `json:"key"` // what records are sealed to: certificate, hybrid, or both
 }
 
 func (a *app) listAgents(ctx context.Context, g *gateway.Gateway) error {
@@ -239,12 +270,12 @@ func (a *app) listAgents(ctx context.Context, g *gateway.Gateway) error {
 	}
 	rows := []agentRow{}
 	for _, n := range agents {
-		rows = append(rows, agentRow{dn.Show(n.Certificate.RawSubject), n.Fingerprint, n.Certificate.NotAfter.UTC(), n.Added, n.AddedBy, n.Status(time.Now())})
+		rows = append(rows, agentRow{dn.Show(n.Certificate.RawSubject), n.Fingerprint, n.Certificate.NotAfter.UTC(), n.Added, n.AddedBy, n.Status(time.Now()), n.KeyKind()})
 	}
 	return a.print(rows, func(w *tabwriter.Writer) {
-		row(w, "AGENT", "VALID UNTIL", "STATUS", "ADDED BY", "FINGERPRINT")
+		row(w, "AGENT", "VALID UNTIL", "STATUS", "SEALED TO", "ADDED BY", "FINGERPRINT")
 		for _, r := range rows {
-			row(w, r.Subject, day(r.NotAfter), r.Status, r.AddedBy, r.Fingerprint)
+			row(w, r.Subject, day(r.NotAfter), r.Status, r.Key, r.AddedBy, r.Fingerprint)
 		}
 	})
 }

@@ -194,11 +194,7 @@ func (a *app) recoveryShowCommand() *cobra.Command {
 				if file == nil {
 					return fmt.Errorf("case %d is %s, or you are no approver of its policy: there is nothing to approve", id, k.State)
 				}
-				text, err := json.MarshalIndent(file, "", "  ")
-				if err != nil {
-					return err
-				}
-				if err := writeNew(out, text, 0o644); err != nil {
+				if err := writeJSON(out, file); err != nil {
 					return err
 				}
 			}
@@ -280,6 +276,15 @@ func readJSON(path string, into any) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
+}
+
+// writeJSON writes a new file that is to be passed on.
+func writeJSON(path string, value any) error {
+	text, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeNew(path, text, 0o644)
 }
 
 // subjectOf shows the name in a certificate, on one line.

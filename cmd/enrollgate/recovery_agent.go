@@ -2,11 +2,7 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"crypto"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,7 +15,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
-	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -27,8 +22,8 @@ import (
 // approveFlags are the flags of recovery approve.
 type approveFlags struct {
 	gatewayFlags
-	key, code, out, approval string
-	password                 passwordFlags
+	agentKeyFlags
+	code, out, approval string
 }
 
 func (a *app) recoveryApproveCommand() *cobra.Command {
@@ -41,14 +36,13 @@ func (a *app) recoveryApproveCommand() *cobra.Command {
 			"--approval approval.json.",
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.key, "key", "", "the agent's key: a PKCS#12 file, or encrypted PKCS#8 in PEM form")
 	flags.StringVar(&f.code, "code", "", "code of the case, as who opened it has told it")
 	flags.StringVar(&f.out, "out", "", "write the approval to this file instead of sending it")
 	flags.StringVar(&f.approval, "approval", "", "send the approval in this file")
-	f.password.add(cmd, "key-password", "password of the agent's key")
+	f.agentKeyFlags.add(cmd)
 	f.gatewayFlags.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if (f.key == "") == (f.approval == "") {
+		if f.agentKeyFlags.set() == (f.approval != "") {
 			return usage("name the agent's key with --key, or an approval that was made before with --approval")
 		}
 		id, err := strconv.ParseInt(args[0], 10, 64)
@@ -123,7 +117,7 @@ func (a *app) approve(file *recovery.File, f *approveFlags) (*recovery.Approval,
 	if err != nil {
 		return nil, err
 	}
-	key, cert, err := agentKey(f.key, &f.password, file.Agents)
+	key, cert, err := f.open(file.Agents)
 	if err != nil {
 		return nil, err
 	}
@@ -134,11 +128,7 @@ func (a *app) approve(file *recovery.File, f *approveFlags) (*recovery.Approval,
 	if err != nil || f.out == "" {
 		return approval, err
 	}
-	text, err := json.MarshalIndent(approval, "", "  ")
-	if err != nil {
-		return nil, err
-	}
-	if err := writeNew(f.out, text, 0o644); err != nil {
+	if err := writeJSON(f.out, approval); err != nil {
 		return nil, err
 	}
 	return approval, a.print(map[string]any{"case": file.Case, "file": f.out}, func(w *tabwriter.Writer) {
@@ -156,49 +146,6 @@ func (f *approveFlags) readCode(opener string) (string, error) {
 	fmt.Fprintf(os.Stderr, "code, as %s has told it: ", opener)
 	line, err := bufio.NewReader(io.LimitReader(os.Stdin, 100)).ReadString('\n')
 	return strings.TrimSpace(line), err
-}
-
-// agentKey reads an agent's key and finds its certificate. What recovery needs of a key is a crypto.Decrypter, so that one in a
-// smart card (PKCS#11) is one more case here.
-func agentKey(path string, password *passwordFlags, agents [][]byte) (crypto.Decrypter, *x509.Certificate, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	isPEM := bytes.Contains(text, []byte("-----BEGIN"))
-	clear(text)
-	if !isPEM {
-		key, cert, _, err := readPKCS12(path, password)
-		if err != nil {
-			return nil, nil, err
-		}
-		if d, ok := key.(crypto.Decrypter); ok {
-			return d, cert, nil
-		}
-		return nil, nil, fmt.Errorf("%s: a key of type %T cannot decrypt", path, key)
-	}
-	secret, err := password.read("password of " + path)
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := local.LoadKey(path, []byte(secret))
-	if err != nil {
-		return nil, nil, err
-	}
-	d, ok := key.(crypto.Decrypter)
-	if !ok {
-		return nil, nil, fmt.Errorf("%s: a key of type %T cannot decrypt", path, key)
-	}
-	for _, der := range agents {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, nil, err
-		}
-		if pub, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); ok && pub.Equal(d.Public()) {
-			return d, cert, nil
-		}
-	}
-	return nil, nil, fmt.Errorf("%s is the key of no agent that this archived key is sealed to", path)
 }
 
 // receiptText is what audit verify --receipt takes.

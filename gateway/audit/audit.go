@@ -28,30 +28,31 @@ type Event string
 
 // The events.
 const (
-	RequestDenied    Event = "request-denied"
-	RequestPending   Event = "request-pending"
-	RequestApproved  Event = "request-approved"
-	RequestRejected  Event = "request-rejected" // by a certificate manager
-	RequestFailed    Event = "request-failed"
-	CertIssued       Event = "certificate-issued"
-	CertRevoked      Event = "certificate-revoked"
-	LeaversConfirmed Event = "leavers-confirmed" // by an operator, past the limits
-	KeyArchived      Event = "key-archived"
-	KeyImported      Event = "key-imported"
-	KeyRecovered     Event = "key-recovered"
-	RecoveryRefused  Event = "recovery-refused"
-	CaseOpened       Event = "recovery-opened"
-	CaseApproved     Event = "recovery-approved"
-	CaseDenied       Event = "recovery-denied"
-	CaseWithdrawn    Event = "recovery-withdrawn"
-	CaseExpired      Event = "recovery-expired"
-	CaseFetched      Event = "recovery-fetched"
-	BadShare         Event = "recovery-bad-share" // as the manager who fetched reports
-	AgentAdded       Event = "agent-added"
-	AgentRemoved     Event = "agent-removed"
-	ExchangeCreated  Event = "exchange-key-created"
-	ExchangeImported Event = "exchange-key-imported"
-	ConfigChanged    Event = "configuration-changed"
+	RequestDenied     Event = "request-denied"
+	RequestPending    Event = "request-pending"
+	RequestApproved   Event = "request-approved"
+	RequestRejected   Event = "request-rejected" // by a certificate manager
+	RequestFailed     Event = "request-failed"
+	CertIssued        Event = "certificate-issued"
+	CertRevoked       Event = "certificate-revoked"
+	LeaversConfirmed  Event = "leavers-confirmed" // by an operator, past the limits
+	KeyArchived       Event = "key-archived"
+	KeyImported       Event = "key-imported"
+	KeyRecovered      Event = "key-recovered"
+	RecoveryRefused   Event = "recovery-refused"
+	CaseOpened        Event = "recovery-opened"
+	CaseApproved      Event = "recovery-approved"
+	CaseDenied        Event = "recovery-denied"
+	CaseWithdrawn     Event = "recovery-withdrawn"
+	CaseExpired       Event = "recovery-expired"
+	CaseFetched       Event = "recovery-fetched"
+	BadShare          Event = "recovery-bad-share" // as the manager who fetched reports
+	AgentAdded        Event = "agent-added"
+	AgentRemoved      Event = "agent-removed"
+	ExchangeCreated   Event = "exchange-key-created"
+	ExchangeImported  Event = "exchange-key-imported"
+	ExchangeDestroyed Event = "exchange-key-destroyed"
+	ConfigChanged     Event = "configuration-changed"
 )
 
 // Line is one entry.

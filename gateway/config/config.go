@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/lint"
+	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/goccy/go-yaml"
 )
 
@@ -143,6 +144,8 @@ type LocalCA struct {
 type Escrow struct {
 	ExchangeValidity time.Duration `yaml:"exchange_validity"`
 	Grace            time.Duration `yaml:"grace"`
+	// ExchangeToken is the PKCS#11 token (RFC 7512) that exchange keys are made in; empty: they are in the database, encrypted.
+	ExchangeToken string `yaml:"exchange_token"`
 	// Policies are tried in this order; a key that none is for is sealed to all agents, and any one of them recovers it.
 	Policies []RecoveryPolicy `yaml:"policies"`
 }
@@ -231,7 +234,7 @@ func (c *Config) resolve(dir string) {
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 	}
 	for _, p := range paths {
-		if *p != "" && !filepath.IsAbs(*p) {
+		if *p != "" && !filepath.IsAbs(*p) && !pkcs11.IsURI(*p) {
 			*p = filepath.Join(dir, *p)
 		}
 	}
@@ -268,7 +271,7 @@ func (c *Config) Check() []string {
 		switch ca.Driver {
 		case "", "local":
 			need(ca.Local.Certificate != "" && ca.Local.Key != "", "cas[%d].local: certificate and key are needed", i)
-			need(ca.Local.Passphrase.Set(), "cas[%d].local.passphrase: missing (file or env); the CA key is kept encrypted", i)
+			need(ca.Local.Passphrase.Set() || pkcs11.IsURI(ca.Local.Key), "cas[%d].local.passphrase: missing (file or env); the CA key is kept encrypted", i)
 			need(ca.EnrollmentIdentity() == IdentityCA, "cas[%d].identity: %q is for a foreign CA; the embedded CA signs for itself (ca)", i, ca.Identity)
 		case "step-ca":
 			u, err := url.Parse(ca.StepCA.URL)

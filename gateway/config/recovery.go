@@ -16,6 +16,7 @@ type RecoveryPolicy struct {
 	Agents       []string      `yaml:"agents"`         // fingerprints or subjects of designated agents, or all
 	Required     int           `yaml:"required"`       // how many of them it takes
 	Minimum      int           `yaml:"minimum_agents"` // with fewer valid agents nothing is archived
+	Hybrid       bool          `yaml:"require_hybrid"` // only agents with a hybrid (post-quantum) key count
 	Managers     []string      `yaml:"managers"`       // accounts or groups that open cases and fetch the key
 	Approvers    []string      `yaml:"approvers"`      // accounts or groups that approve and deny
 	CaseValidity time.Duration `yaml:"case_validity"`

@@ -3,6 +3,7 @@ package escrow
 import (
 	"context"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"database/sql"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/dn"
 )
@@ -26,6 +28,24 @@ type Agent struct {
 	Added       time.Time
 	AddedBy     string
 	Revoked     bool
+	Hybrid      []byte // public half of the hybrid key (quorum.KEM); nil where the agent has none
+	HybridOnly  bool   // records are sealed to it instead of the certificate's key, not beside it
+}
+
+// recipient is what records are sealed to.
+func (a *Agent) recipient() quorum.Recipient {
+	return quorum.Recipient{Certificate: a.Certificate, Hybrid: a.Hybrid, HybridOnly: a.HybridOnly}
+}
+
+// KeyKind names what records are sealed to: certificate, hybrid or both.
+func (a *Agent) KeyKind() string {
+	switch {
+	case a.Hybrid == nil:
+		return "certificate"
+	case a.HybridOnly:
+		return "hybrid"
+	}
+	return "both"
 }
 
 // usable tells whether new keys may be sealed to the agent ([MS-WCCE] 2.2.3.1).
@@ -39,11 +59,11 @@ func (a *Agent) usable(now time.Time) error {
 		return fmt.Errorf("the certificate is valid only from %s", c.NotBefore.UTC().Format(time.RFC3339))
 	case now.After(c.NotAfter):
 		return fmt.Errorf("the certificate has expired at %s", c.NotAfter.UTC().Format(time.RFC3339))
-	case !ok:
-		return fmt.Errorf("key type %T is not supported, use RSA", c.PublicKey)
-	case key.N.BitLen() < minAgentBits:
+	case !ok && !a.HybridOnly:
+		return fmt.Errorf("key type %T is not supported, use RSA, or a hybrid key instead of it", c.PublicKey)
+	case ok && key.N.BitLen() < minAgentBits:
 		return fmt.Errorf("the key has %d bits, at least %d are needed", key.N.BitLen(), minAgentBits)
-	case c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageKeyEncipherment == 0:
+	case !a.HybridOnly && c.KeyUsage != 0 && c.KeyUsage&x509.KeyUsageKeyEncipherment == 0:
 		return errors.New("the certificate's key usage lacks key encipherment")
 	case !hasKeyRecovery(c):
 		return fmt.Errorf("the certificate lacks the extended key usage key recovery agent (%s)", wcce.OIDKeyRecovery)
@@ -70,7 +90,7 @@ func (a *Agent) Status(now time.Time) string {
 
 // Agents returns the designated agents, oldest first.
 func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
-	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by FROM escrow_agents WHERE removed = 0 ORDER BY added, fingerprint")
+	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by, hybrid, hybrid_only FROM escrow_agents WHERE removed = 0 ORDER BY added, fingerprint")
 	if err != nil {
 		return nil, fmt.Errorf("escrow agents: %w", err)
 	}
@@ -80,7 +100,7 @@ func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
 		var der []byte
 		var added int64
 		var a Agent
-		if err := rows.Scan(&der, &added, &a.AddedBy); err != nil {
+		if err := rows.Scan(&der, &added, &a.AddedBy, &a.Hybrid, &a.HybridOnly); err != nil {
 			return nil, fmt.Errorf("escrow agents: %w", err)
 		}
 		if a.Certificate, err = x509.ParseCertificate(der); err != nil {
@@ -112,9 +132,23 @@ func (e *Escrow) markRevoked(ctx context.Context, agents []Agent) error {
 
 // AddAgent designates an agent. New keys are sealed to it; keys archived before are not.
 func (e *Escrow) AddAgent(ctx context.Context, cert *x509.Certificate, actor string) error {
-	a := Agent{Certificate: cert, Fingerprint: Fingerprint(cert)}
+	return e.addAgent(ctx, &Agent{Certificate: cert}, actor)
+}
+
+// AddHybridAgent designates an agent with a hybrid key, or gives a designated one its hybrid key.
+func (e *Escrow) AddHybridAgent(ctx context.Context, h *quorum.HybridKey, actor string) error {
+	cert, err := h.Check()
+	if err != nil {
+		return err
+	}
+	return e.addAgent(ctx, &Agent{Certificate: cert, Hybrid: h.Public, HybridOnly: h.Only}, actor)
+}
+
+func (e *Escrow) addAgent(ctx context.Context, a *Agent, actor string) error {
+	subject := dn.Show(a.Certificate.RawSubject)
+	a.Fingerprint = Fingerprint(a.Certificate)
 	if err := a.usable(e.o.Now()); err != nil {
-		return fmt.Errorf("%s cannot be a key recovery agent: %w", dn.Show(cert.RawSubject), err)
+		return fmt.Errorf("%s cannot be a key recovery agent: %w", subject, err)
 	}
 	raw, err := hex.DecodeString(a.Fingerprint)
 	if err != nil {
@@ -122,16 +156,23 @@ func (e *Escrow) AddAgent(ctx context.Context, cert *x509.Certificate, actor str
 	}
 	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		now := e.o.Now()
-		res, err := tx.Exec(`INSERT INTO escrow_agents (fingerprint, certificate, added, added_by) VALUES (?, ?, ?, ?)
-			ON CONFLICT (fingerprint) DO UPDATE SET added = excluded.added, added_by = excluded.added_by, removed = 0 WHERE removed <> 0`,
-			raw, cert.Raw, now.UnixMilli(), actor)
+		res, err := tx.Exec(`INSERT INTO escrow_agents (fingerprint, certificate, added, added_by, hybrid, hybrid_only) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (fingerprint) DO UPDATE SET added = excluded.added, added_by = excluded.added_by, removed = 0,
+			hybrid = excluded.hybrid, hybrid_only = excluded.hybrid_only
+			WHERE escrow_agents.removed <> 0 OR (excluded.hybrid IS NOT NULL AND escrow_agents.hybrid IS NULL)`,
+			raw, a.Certificate.Raw, now.UnixMilli(), actor, a.Hybrid, a.HybridOnly)
 		if err != nil {
 			return fmt.Errorf("add agent: %w", err)
 		}
 		if n, err := res.RowsAffected(); err == nil && n == 0 {
-			return fmt.Errorf("%s is an agent already", dn.Show(cert.RawSubject))
+			return fmt.Errorf("%s is an agent already; to change its hybrid key, remove it first", subject)
 		}
-		return audit.Append(tx, now, actor, audit.AgentAdded, map[string]any{"agent": dn.Show(cert.RawSubject), "fingerprint": a.Fingerprint})
+		detail := map[string]any{"agent": subject, "fingerprint": a.Fingerprint}
+		if a.Hybrid != nil {
+			sum := sha256.Sum256(a.Hybrid)
+			detail["hybrid_key"], detail["hybrid_only"] = hex.EncodeToString(sum[:]), a.HybridOnly
+		}
+		return audit.Append(tx, now, actor, audit.AgentAdded, detail)
 	})
 	if err != nil {
 		return err

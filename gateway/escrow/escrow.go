@@ -50,6 +50,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -65,6 +66,8 @@ type Options struct {
 	ExchangeValidity time.Duration
 	// Grace is how long after that its key still opens requests; default two weeks.
 	Grace time.Duration
+	// ExchangeToken is the PKCS#11 token (RFC 7512) that exchange keys are made in; empty: the database, encrypted.
+	ExchangeToken string
 	// Policies are tried in this order; the default one comes after them.
 	Policies []Policy
 	Now      func() time.Time
@@ -75,8 +78,9 @@ type Escrow struct {
 	o      Options
 	agents atomic.Pointer[[]Agent] // what Open seals to; Refresh keeps it current
 
-	mu   sync.Mutex     // guards keys and rotation
-	keys []*exchangeKey // loaded, newest last
+	mu    sync.Mutex     // guards keys, token and rotation
+	keys  []*exchangeKey // loaded, newest last
+	token *pkcs11.Token  // of ExchangeToken; nil until it is needed
 }
 
 // New returns an escrow with its agents and exchange keys loaded.
@@ -195,20 +199,25 @@ func (e *Escrow) Open(ca string, r *wcce.Request, owner Owner) (record *Record, 
 	return record, record.seal(blob.PKCS8, owner.Name, policy, agents)
 }
 
-// seal encrypts the key to the policy's agents: to each of them, or in shares where it takes several.
-func (r *Record) seal(pkcs8 []byte, owner string, p *Policy, agents []*x509.Certificate) (err error) {
+// seal encrypts the key to the policy's agents: to each of them in one CMS message, or in shares where it takes several agents,
+// or any agent has a hybrid key, which CMS cannot say.
+func (r *Record) seal(pkcs8 []byte, owner string, p *Policy, agents []quorum.Recipient) (err error) {
 	r.Owner, r.Policy, r.Required, r.Format = owner, p.Name, p.Required, FormatCMS
-	if p.Required > 1 {
-		r.Format = FormatShared
+	var certs []*x509.Certificate
+	for _, a := range agents {
+		r.Recipients = append(r.Recipients, Fingerprint(a.Certificate))
+		certs = append(certs, a.Certificate)
+		if p.Required > 1 || a.Hybrid != nil {
+			r.Format = FormatShared
+		}
+	}
+	if r.Format == FormatShared {
 		r.Sealed, err = quorum.Seal(pkcs8, quorum.Terms{KeyID: r.KeyID, Owner: owner, Policy: p.Name, Required: p.Required}, agents)
 	} else {
-		r.Sealed, err = wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, agents...)
+		r.Sealed, err = wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, certs...)
 	}
 	if err != nil {
 		return fmt.Errorf("escrow: seal: %w", err)
-	}
-	for _, a := range agents {
-		r.Recipients = append(r.Recipients, Fingerprint(a))
 	}
 	return nil
 }

@@ -41,13 +41,17 @@ type vault struct {
 	now time.Time
 }
 
-func newVault(t testing.TB) *vault {
+func newVault(t testing.TB, change ...func(*escrow.Options)) *vault {
 	t.Helper()
 	v := &vault{db: testpki.DB(t), now: time.Now()}
 	clock := func() time.Time { return v.now }
 	v.ca = testpki.CA(t, v.db, clock)
+	o := escrow.Options{DB: v.db, Secret: []byte("test secret"), Now: clock}
+	for _, c := range change {
+		c(&o)
+	}
 	var err error
-	if v.Escrow, err = escrow.New(background, escrow.Options{DB: v.db, Secret: []byte("test secret"), Now: clock}); err != nil {
+	if v.Escrow, err = escrow.New(background, o); err != nil {
 		t.Fatal(err)
 	}
 	return v
@@ -433,5 +437,34 @@ func TestTheRecordedWindowsRequestIsArchivedAndRecovered(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "k")
 	if _, err := testpki.OpenSSL(t, der, "pkey", "-inform", "DER", "-check", "-out", file); err != nil {
 		t.Error("OpenSSL rejects the recovered key")
+	}
+}
+
+func TestExchangeKeysAreDestroyedAfterTheirGracePeriod(t *testing.T) {
+	v := newVault(t)
+	_, kra := testpki.Agent(t, "kra", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
+	if err := v.AddAgent(background, kra, "test"); err != nil {
+		t.Fatal(err)
+	}
+	first := v.exchange(t)
+	v.now = first.NotAfter.Add(14 * 24 * time.Hour)
+	v.exchange(t)
+	for range 2 {
+		if err := v.DestroyExpired(background); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var left, gone int
+	if err := v.db.SQL.QueryRow("SELECT count(CASE WHEN destroyed = 0 THEN 1 END), count(CASE WHEN destroyed > 0 AND length(private_key) = 0 THEN 1 END) FROM exchange_keys").Scan(&left, &gone); err != nil || left != 1 || gone != 1 {
+		t.Errorf("%d left, %d destroyed, %v", left, gone, err)
+	}
+	wantEvents(t, v, "exchange-key-destroyed", 1)
+}
+
+func wantEvents(t testing.TB, v *vault, event string, want int) {
+	t.Helper()
+	var n int
+	if err := v.db.SQL.QueryRow("SELECT count(*) FROM audit WHERE event = ?", event).Scan(&n); err != nil || n != want {
+		t.Errorf("%d lines %s, %v; want %d", n, event, err, want)
 	}
 }

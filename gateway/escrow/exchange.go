@@ -51,7 +51,8 @@ func (e *Escrow) loadKeys(ctx context.Context) error {
 	for _, k := range e.keys {
 		last = max(last, k.id)
 	}
-	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT id, ca, certificate, private_key, usable_until, imported FROM exchange_keys WHERE id > ? AND usable_until > ? ORDER BY id", last, now.UnixMilli())
+	rows, err := e.o.DB.SQL.QueryContext(ctx, `SELECT id, ca, certificate, private_key, usable_until, imported FROM exchange_keys
+		WHERE id > ? AND usable_until > ? AND destroyed = 0 ORDER BY id`, last, now.UnixMilli())
 	if err != nil {
 		return fmt.Errorf("exchange keys: %w", err)
 	}
@@ -67,11 +68,9 @@ func (e *Escrow) loadKeys(ctx context.Context) error {
 		if k.cert, err = x509.ParseCertificate(der); err != nil {
 			return fmt.Errorf("exchange key %d: %w", k.id, err)
 		}
-		private, err := pkcs8.ParsePKCS8PrivateKeyRSA(encrypted, e.o.Secret)
-		if err != nil {
-			return fmt.Errorf("exchange key %d cannot be decrypted with the configured secret: %w", k.id, err)
+		if k.key, err = e.openStored(encrypted, k.cert.PublicKey); err != nil {
+			return fmt.Errorf("exchange key %d: %w", k.id, err)
 		}
-		k.key = private
 		e.keys = append(e.keys, k)
 	}
 	return rows.Err()
@@ -116,7 +115,7 @@ func (e *Escrow) currentLocked(ca string, identity upstream.Identity) *x509.Cert
 }
 
 func (e *Escrow) createKey(ctx context.Context, ca string, identity upstream.Identity) (*exchangeKey, error) {
-	private, err := rsa.GenerateKey(rand.Reader, exchangeBits)
+	private, stored, err := e.generate()
 	if err != nil {
 		return nil, fmt.Errorf("make exchange key: %w", err)
 	}
@@ -134,7 +133,8 @@ func (e *Escrow) createKey(ctx context.Context, ca string, identity upstream.Ide
 	if err != nil {
 		return nil, fmt.Errorf("issue exchange certificate: %w", err)
 	}
-	return e.storeKey(ctx, ca, cert, private, cert.NotAfter.Add(e.o.Grace), false, "gateway")
+	k := &exchangeKey{ca: ca, cert: cert, key: private, usableUntil: cert.NotAfter.Add(e.o.Grace)}
+	return k, e.storeKey(ctx, k, stored, "gateway")
 }
 
 // ImportExchange installs an exchange key of another CA server that this gateway takes over from, so that requests
@@ -143,38 +143,31 @@ func (e *Escrow) ImportExchange(ctx context.Context, ca string, cert *x509.Certi
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return errors.New("the exchange key is not that of the certificate")
 	}
-	if _, err := e.storeKey(ctx, ca, cert, key, until, true, actor); err != nil {
+	stored, err := pkcs8.MarshalPrivateKey(key, e.o.Secret, nil)
+	if err != nil {
+		return fmt.Errorf("encrypt exchange key: %w", err)
+	}
+	k := &exchangeKey{ca: ca, cert: cert, key: key, usableUntil: until, imported: true}
+	if err := e.storeKey(ctx, k, stored, actor); err != nil {
 		return err
 	}
 	return e.loadKeys(ctx)
 }
 
-func (e *Escrow) storeKey(ctx context.Context, ca string, cert *x509.Certificate, key *rsa.PrivateKey, until time.Time, imported bool, actor string) (*exchangeKey, error) {
-	encrypted, err := pkcs8.MarshalPrivateKey(key, e.o.Secret, nil)
-	if err != nil {
-		return nil, fmt.Errorf("encrypt exchange key: %w", err)
-	}
-	k := &exchangeKey{ca: ca, cert: cert, key: key, usableUntil: until, imported: imported}
-	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
+// storeKey writes a key down; stored is what openStored reads.
+func (e *Escrow) storeKey(ctx context.Context, k *exchangeKey, stored []byte, actor string) error {
+	return e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		now := e.o.Now()
-		res, err := tx.Exec("INSERT INTO exchange_keys (ca, created, certificate, private_key, not_after, usable_until, imported) VALUES (?, ?, ?, ?, ?, ?, ?)",
-			ca, now.UnixMilli(), cert.Raw, encrypted, cert.NotAfter.UnixMilli(), until.UnixMilli(), imported)
-		if err != nil {
+		if err := tx.QueryRow(`INSERT INTO exchange_keys (ca, created, certificate, private_key, not_after, usable_until, imported) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+			k.ca, now.UnixMilli(), k.cert.Raw, stored, k.cert.NotAfter.UnixMilli(), k.usableUntil.UnixMilli(), k.imported).Scan(&k.id); err != nil {
 			return fmt.Errorf("store exchange key: %w", err)
 		}
-		if k.id, err = res.LastInsertId(); err != nil {
-			return err
-		}
 		event := audit.ExchangeCreated
-		if imported {
+		if k.imported {
 			event = audit.ExchangeImported
 		}
-		return audit.Append(tx, now, actor, event, map[string]any{"ca": ca, "serial": cert.SerialNumber.Text(16), "issuer": dn.Show(cert.RawIssuer), "usable_until": until.UTC()})
+		return audit.Append(tx, now, actor, event, map[string]any{"ca": k.ca, "serial": k.cert.SerialNumber.Text(16), "issuer": dn.Show(k.cert.RawIssuer), "usable_until": k.usableUntil.UTC()})
 	})
-	if err != nil {
-		return nil, err
-	}
-	return k, nil
 }
 
 // decrypt opens an EnvelopedData with whichever exchange key of the CA it is for. The caller wipes the result.

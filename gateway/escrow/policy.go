@@ -1,12 +1,13 @@
 package escrow
 
 import (
-	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/dn"
 )
@@ -25,6 +26,7 @@ type Policy struct {
 	Agents       []string      // fingerprints or subjects of designated agents, or "all"
 	Required     int           // how many agents it takes
 	Minimum      int           // with fewer valid agents nothing is archived
+	Hybrid       bool          // seal to agents with a hybrid key only
 	Managers     []string      // accounts or groups that may open cases and fetch the key
 	Approvers    []string      // accounts or groups that may approve and deny
 	CaseValidity time.Duration // how long a case lives
@@ -90,19 +92,23 @@ func (p *Policy) has(a *Agent) bool {
 }
 
 // validAgents are the policy's agents that new keys may be sealed to; an error where there are fewer than its minimum.
-func (e *Escrow) validAgents(p *Policy) ([]*x509.Certificate, error) {
-	var valid []*x509.Certificate
+func (e *Escrow) validAgents(p *Policy) ([]quorum.Recipient, error) {
+	var valid []quorum.Recipient
 	var reasons string
 	now := e.o.Now()
 	for _, a := range *e.agents.Load() {
 		if !p.has(&a) {
 			continue
 		}
-		if err := a.usable(now); err != nil {
+		err := a.usable(now)
+		if err == nil && p.Hybrid && a.Hybrid == nil {
+			err = errors.New("it has no hybrid key, which the policy requires: enrollgate escrow agents hybrid-key makes one")
+		}
+		if err != nil {
 			reasons += fmt.Sprintf("; %s: %v", dn.Show(a.Certificate.RawSubject), err)
 			continue
 		}
-		valid = append(valid, a.Certificate)
+		valid = append(valid, a.recipient())
 	}
 	const fix = "add one: enrollgate escrow agents add CERTIFICATE"
 	switch need := max(p.Minimum, p.Required, 1); {

@@ -3,15 +3,16 @@ package escrow
 import (
 	"context"
 	"crypto"
-	"crypto/rsa"
 	"crypto/x509"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/dn"
 )
@@ -28,7 +29,7 @@ var ErrRefused = errors.New("recovery refused")
 
 // Recover opens one archived key with a key recovery agent's key. The line in the audit log is durable before the key is
 // handed out. A reason is required. A refusal is logged too.
-func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.PrivateKey, agentCert *x509.Certificate, actor, reason string) (*Recovered, error) {
+func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Decrypter, agentCert *x509.Certificate, actor, reason string) (*Recovered, error) {
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("a recovery needs a written reason")
 	}
@@ -53,7 +54,7 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Priv
 	if err != nil {
 		return nil, err
 	}
-	pkcs8, err := openWith(entry.sealed, agentKey, agentCert)
+	pkcs8, err := entry.openWith(agentKey, agentCert)
 	if err != nil {
 		return nil, refuse(err)
 	}
@@ -126,21 +127,40 @@ func (e *Escrow) mayRecover(ctx context.Context, entry *Entry, agent *x509.Certi
 	return nil
 }
 
-func openWith(sealed []byte, agentKey crypto.PrivateKey, agentCert *x509.Certificate) ([]byte, error) {
-	key, ok := agentKey.(*rsa.PrivateKey)
-	if !ok || !key.PublicKey.Equal(agentCert.PublicKey) {
+// openWith decrypts a key that one agent opens. The caller wipes the result.
+func (n *Entry) openWith(key crypto.Decrypter, agent *x509.Certificate) ([]byte, error) {
+	if pub, ok := agent.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(key.Public()) {
 		return nil, errors.New("the agent's private key is not that of the agent's certificate")
 	}
-	enveloped, err := wcce.ParseEnveloped(sealed)
+	if n.Format == FormatShared {
+		return n.openShared(key, agent)
+	}
+	enveloped, err := wcce.ParseEnveloped(n.sealed)
 	if err != nil {
 		return nil, fmt.Errorf("sealed record: %w", err)
 	}
 	for i := range enveloped.Recipients {
-		if r := &enveloped.Recipients[i]; r.Names(agentCert) {
+		if r := &enveloped.Recipients[i]; r.Names(agent) {
 			return enveloped.Open(r, key)
 		}
 	}
 	return nil, errors.New("the sealed record does not name the agent")
+}
+
+func (n *Entry) openShared(key crypto.Decrypter, agent *x509.Certificate) ([]byte, error) {
+	r, err := quorum.Parse(n.sealed)
+	if err != nil {
+		return nil, err
+	}
+	if hex.EncodeToString(r.KeyID) != n.KeyID || r.Owner != n.Owner || r.Policy != n.Policy {
+		return nil, fmt.Errorf("the record was sealed as a key of %s under policy %q: its row in the database was changed", r.Owner, r.Policy)
+	}
+	share, err := r.OpenShare(agent, key)
+	if err != nil {
+		return nil, err
+	}
+	defer share.Wipe()
+	return r.Combine([]*quorum.Share{share})
 }
 
 func (e *Escrow) log(ctx context.Context, actor string, event audit.Event, detail any) error {

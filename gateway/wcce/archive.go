@@ -208,7 +208,11 @@ func (e *Enveloped) Open(r *Recipient, key crypto.Decrypter) ([]byte, error) {
 		contentKey = spare
 	}
 	defer Wipe(contentKey)
-	return e.decrypt(contentKey)
+	plain, failed := e.decrypt(contentKey)
+	if failed != nil && err != nil { // for the log: a token that does not answer
+		return nil, fmt.Errorf("%w: %w", failed, err)
+	}
+	return plain, failed
 }
 
 func keySize(cipherOID string) int {

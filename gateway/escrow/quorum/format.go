@@ -33,6 +33,9 @@ func (r *Record) marshalBinding() ([]byte, error) {
 				b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 					b.AddASN1OctetString(fingerprint)
 					b.AddASN1OctetString(h.Verifier)
+					if h.Protection != ByCertificate {
+						b.AddASN1Int64(int64(h.Protection))
+					}
 				})
 			}
 		})
@@ -43,7 +46,7 @@ func (r *Record) marshalBinding() ([]byte, error) {
 func (r *Record) marshal() ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1Int64(version)
+		b.AddASN1Int64(r.version())
 		b.AddBytes(r.binding)
 		b.AddASN1OctetString(r.content)
 		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -53,6 +56,26 @@ func (r *Record) marshal() ([]byte, error) {
 		})
 	})
 	return b.Bytes()
+}
+
+// version is the lowest that can express the record.
+func (r *Record) version() int64 {
+	for _, h := range r.Holders {
+		if h.Protection != ByCertificate {
+			return versionHybrid
+		}
+	}
+	return versionPlain
+}
+
+// readProtection reads what follows a holder's verifier.
+func readProtection(holder *cryptobyte.String) (p Protection, ok bool) {
+	if holder.Empty() {
+		return ByCertificate, true
+	}
+	var n int
+	ok = holder.ReadASN1Integer(&n) && holder.Empty() && (n == int(ByBoth) || n == int(ByHybrid))
+	return Protection(n), ok
 }
 
 // Parse reads a record. What it says is not proven before Combine succeeds.
@@ -67,7 +90,7 @@ func Parse(der []byte) (*Record, error) {
 	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !s.Empty() || !seq.ReadASN1Integer(&v) {
 		return nil, errors.New("quorum record: malformed")
 	}
-	if v != version {
+	if v != versionPlain && v != versionHybrid {
 		return nil, fmt.Errorf("quorum record: version %d is not understood; a newer gateway wrote it", v)
 	}
 	if !seq.ReadASN1Element(&binding, asn1.SEQUENCE) || !seq.ReadASN1(&content, asn1.OCTET_STRING) || !seq.ReadASN1(&shares, asn1.SEQUENCE) || !seq.Empty() {
@@ -76,6 +99,9 @@ func Parse(der []byte) (*Record, error) {
 	r.binding, r.content = binding, content
 	if err := r.readBinding(binding); err != nil {
 		return nil, err
+	}
+	if int64(v) != r.version() {
+		return nil, fmt.Errorf("quorum record: version %d does not go with what protects its shares", v)
 	}
 	for !shares.Empty() {
 		var share cryptobyte.String
@@ -100,16 +126,20 @@ func (r *Record) readBinding(der cryptobyte.String) error {
 	for !holders.Empty() {
 		var holder, fingerprint, verifier cryptobyte.String
 		if len(r.Holders) == MaxAgents || !holders.ReadASN1(&holder, asn1.SEQUENCE) || !readOctets(&holder, &fingerprint, sha256.Size) ||
-			!readOctets(&holder, &verifier, ed25519.PublicKeySize) || !holder.Empty() {
+			!readOctets(&holder, &verifier, ed25519.PublicKeySize) {
+			return errors.New("quorum record: malformed holders")
+		}
+		protection, ok := readProtection(&holder)
+		if !ok {
 			return errors.New("quorum record: malformed holders")
 		}
 		name := hex.EncodeToString(fingerprint)
 		if r.Holder(name) != nil {
 			return fmt.Errorf("quorum record: the agent %s occurs twice", name)
 		}
-		r.Holders = append(r.Holders, Holder{name, ed25519.PublicKey(verifier)})
+		r.Holders = append(r.Holders, Holder{name, ed25519.PublicKey(verifier), protection})
 	}
-	if r.Required < 2 || r.Required > len(r.Holders) {
+	if r.Required < 1 || r.Required > len(r.Holders) {
 		return fmt.Errorf("quorum record: %d of %d agents", r.Required, len(r.Holders))
 	}
 	return nil
@@ -120,7 +150,7 @@ func (s *Share) Marshal() ([]byte, error) {
 	// One buffer that never grows: no copy of the share is left behind.
 	b := cryptobyte.NewBuilder(make([]byte, 0, 2*idSize+2*sha256.Size+scalarSize+len(s.Policy)+64))
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1Int64(version)
+		b.AddASN1Int64(versionShare)
 		b.AddASN1OctetString(s.Record)
 		b.AddASN1OctetString(s.KeyID)
 		addText(b, s.Policy)
@@ -136,7 +166,7 @@ func ParseShare(der []byte) (*Share, error) {
 	var seq, record, keyID, value cryptobyte.String
 	var v int
 	s := &Share{}
-	if !in.ReadASN1(&seq, asn1.SEQUENCE) || !in.Empty() || !seq.ReadASN1Integer(&v) || v != version || !readOctets(&seq, &record, idSize) ||
+	if !in.ReadASN1(&seq, asn1.SEQUENCE) || !in.Empty() || !seq.ReadASN1Integer(&v) || v != versionShare || !readOctets(&seq, &record, idSize) ||
 		!readOctets(&seq, &keyID, sha256.Size) || !readText(&seq, &s.Policy) || !seq.ReadASN1Integer(&s.Index) ||
 		!readOctets(&seq, &value, scalarSize) || !seq.Empty() || s.Index < 1 || s.Index > MaxAgents {
 		return nil, errors.New("malformed, or of another version")

@@ -5,10 +5,10 @@
 // takes all m: fewer say nothing about the key. The record is
 //
 //	SharedKey ::= SEQUENCE {
-//	    version  INTEGER (2),
+//	    version  INTEGER (2 | 3),                  -- 3 where any holder has a protection
 //	    binding  Binding,                          -- associated data of content
 //	    content  OCTET STRING,                     -- AES-256-GCM: nonce, ciphertext, tag
-//	    shares   SEQUENCE OF OCTET STRING }        -- CMS EnvelopedData around Share, in the order of holders
+//	    shares   SEQUENCE OF OCTET STRING }        -- sealed Share, in the order of holders
 //	Binding ::= SEQUENCE {
 //	    record   OCTET STRING (16),                -- random, of this record only
 //	    keyID    OCTET STRING (32),                -- SHA-256 of the SubjectPublicKeyInfo
@@ -17,12 +17,17 @@
 //	    required INTEGER,
 //	    holders  SEQUENCE OF SEQUENCE {
 //	        certificate OCTET STRING (32),         -- SHA-256 of the agent's certificate
-//	        verifier    OCTET STRING (32) } }      -- Ed25519 public key that only the share gives the private half of
+//	        verifier    OCTET STRING (32),         -- Ed25519 public key that only the share gives the private half of
+//	        protection  INTEGER { both (1), hybrid (2) } OPTIONAL } }
 //	Share ::= SEQUENCE {
 //	    version  INTEGER (2),
 //	    record   OCTET STRING, keyID OCTET STRING, policy UTF8String,
 //	    index    INTEGER (1..n),
 //	    value    OCTET STRING (32) }
+//
+// A share is sealed as its protection says: absent, CMS EnvelopedData to the agent's certificate; hybrid, HPKE to the agent's
+// hybrid key (ML-KEM-768 with X25519); both, the HPKE message inside CMS, so that it takes both keys. An agent's key of one kind
+// is of no use in place of the other: what the record says is authenticated with it.
 //
 // The secret is a random scalar of ristretto255, shared by Shamir's scheme (circl's secretsharing, in constant time for this
 // group); the content key is HKDF-SHA256 of it. A scalar has 252 random bits, so that nothing is lost against sharing 256 bits
@@ -39,7 +44,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -49,7 +53,10 @@ import (
 )
 
 const (
-	version    = 2
+	versionPlain  = 2
+	versionHybrid = 3
+	versionShare  = 2
+
 	idSize     = 16
 	scalarSize = 32
 	// MaxAgents is how many agents can share a key.
@@ -67,13 +74,14 @@ type Terms struct {
 	KeyID    []byte // SHA-256 of the SubjectPublicKeyInfo
 	Owner    string
 	Policy   string
-	Required int // shares that it takes, at least 2
+	Required int // shares that it takes
 }
 
 // Holder is an agent with a share.
 type Holder struct {
 	Fingerprint string            // SHA-256 of the certificate, hexadecimal
 	Verifier    ed25519.PublicKey // of Share.Signer
+	Protection  Protection
 }
 
 // Record is a parsed record, still closed.
@@ -101,9 +109,9 @@ func (s *Share) Wipe() { wcce.Wipe(s.value) }
 
 // Seal encrypts a secret for the agents, so that terms.Required of them open it together. What decrypts it is forgotten
 // before Seal returns, except for copies inside the sharing library that wait for the garbage collector.
-func Seal(secret []byte, terms Terms, agents []*x509.Certificate) ([]byte, error) {
-	if n := len(agents); terms.Required < 2 || n < terms.Required || n > MaxAgents {
-		return nil, fmt.Errorf("quorum: %d of %d agents: at least 2 must be required, and at most %d can share", terms.Required, n, MaxAgents)
+func Seal(secret []byte, terms Terms, agents []Recipient) ([]byte, error) {
+	if n := len(agents); terms.Required < 1 || n < terms.Required || n > MaxAgents {
+		return nil, fmt.Errorf("quorum: %d of %d agents: at least 1 must be required, and at most %d can share", terms.Required, n, MaxAgents)
 	}
 	if len(terms.KeyID) != sha256.Size || len(terms.Owner) > maxName || len(terms.Policy) > maxName {
 		return nil, errors.New("quorum: the key's identifier, owner or policy is out of range")
@@ -114,7 +122,7 @@ func Seal(secret []byte, terms Terms, agents []*x509.Certificate) ([]byte, error
 	defer scalar.SetUint64(0)
 	for i, dealt := range secretsharing.New(rand.Reader, uint(terms.Required-1), scalar).Share(uint(len(agents))) {
 		if err := r.deal(i+1, dealt, agents[i]); err != nil {
-			return nil, fmt.Errorf("quorum: share of %q: %w", agents[i].Subject, err)
+			return nil, fmt.Errorf("quorum: share of %q: %w", agents[i].Certificate.Subject, err)
 		}
 	}
 	var err error
@@ -130,7 +138,7 @@ func Seal(secret []byte, terms Terms, agents []*x509.Certificate) ([]byte, error
 }
 
 // deal seals one share to its agent.
-func (r *Record) deal(index int, dealt secretsharing.Share, agent *x509.Certificate) error {
+func (r *Record) deal(index int, dealt secretsharing.Share, agent Recipient) error {
 	defer dealt.Value.SetUint64(0)
 	value, err := dealt.Value.MarshalBinary()
 	if err != nil {
@@ -148,12 +156,12 @@ func (r *Record) deal(index int, dealt secretsharing.Share, agent *x509.Certific
 		return err
 	}
 	defer wcce.Wipe(signer)
-	sealed, err := wcce.Seal(der, wcce.OIDAES256CBC, true, agent)
+	holder := Holder{fingerprint(agent.Certificate), signer.Public().(ed25519.PublicKey), agent.protection()}
+	sealed, err := agent.seal(der, r.shareInfo(holder.Fingerprint))
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(agent.Raw)
-	r.Holders = append(r.Holders, Holder{hex.EncodeToString(sum[:]), signer.Public().(ed25519.PublicKey)})
+	r.Holders = append(r.Holders, holder)
 	r.shares = append(r.shares, sealed)
 	return nil
 }
@@ -210,7 +218,7 @@ func (r *Record) index(fingerprint string) int {
 	return -1
 }
 
-// SealedShare is the share of an agent as it lies in the record: CMS EnvelopedData around the DER of a Share.
+// SealedShare is the share of an agent as it lies in the record.
 func (r *Record) SealedShare(fingerprint string) []byte {
 	if i := r.index(fingerprint); i >= 0 {
 		return r.shares[i]
@@ -218,21 +226,14 @@ func (r *Record) SealedShare(fingerprint string) []byte {
 	return nil
 }
 
-// OpenShare decrypts the share of the agent that key and certificate belong to. key may be in a smart card.
+// OpenShare decrypts the share of the agent that key and certificate belong to. key may be in a smart card; it is an *AgentKey
+// where the agent has a hybrid key.
 func (r *Record) OpenShare(agent *x509.Certificate, key crypto.Decrypter) (*Share, error) {
-	sum := sha256.Sum256(agent.Raw)
-	i := r.index(hex.EncodeToString(sum[:]))
+	i := r.index(fingerprint(agent))
 	if i < 0 {
 		return nil, fmt.Errorf("the key is not shared with %q", agent.Subject)
 	}
-	enveloped, err := wcce.ParseEnveloped(r.shares[i])
-	if err != nil {
-		return nil, fmt.Errorf("share %d: %w", i+1, err)
-	}
-	if len(enveloped.Recipients) != 1 || !enveloped.Recipients[0].Names(agent) {
-		return nil, fmt.Errorf("share %d is not sealed to %q alone", i+1, agent.Subject)
-	}
-	der, err := enveloped.Open(&enveloped.Recipients[0], key)
+	der, err := r.Holders[i].Protection.open(r.shares[i], r.shareInfo(r.Holders[i].Fingerprint), agent, key)
 	if err != nil {
 		return nil, fmt.Errorf("share %d: %w", i+1, err)
 	}

@@ -43,7 +43,7 @@ func keyID(text string) []byte {
 
 func seal(t testing.TB, secret string, required int, certs []*x509.Certificate) *quorum.Record {
 	t.Helper()
-	der, err := quorum.Seal([]byte(secret), quorum.Terms{KeyID: keyID(secret), Owner: "alice@LAB.TEST", Policy: "boss", Required: required}, certs)
+	der, err := quorum.Seal([]byte(secret), quorum.Terms{KeyID: keyID(secret), Owner: "alice@LAB.TEST", Policy: "boss", Required: required}, quorum.Certificates(certs...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +129,7 @@ func TestAShareOfAnotherRecordIsFoundOut(t *testing.T) {
 // Every octet of the record is protected: those of the content and the binding by the AEAD, each share by its verifier.
 func TestAChangedRecordDoesNotOpen(t *testing.T) {
 	all, certs := agents(t, 2)
-	der, err := quorum.Seal([]byte("secret"), quorum.Terms{KeyID: keyID("secret"), Owner: "alice@LAB.TEST", Policy: "boss", Required: 2}, certs)
+	der, err := quorum.Seal([]byte("secret"), quorum.Terms{KeyID: keyID("secret"), Owner: "alice@LAB.TEST", Policy: "boss", Required: 2}, quorum.Certificates(certs...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,10 +186,10 @@ func TestOpenSSLOpensAnAgentsShareWithTheAgentsKey(t *testing.T) {
 func TestOutOfRangeTermsAreRefused(t *testing.T) {
 	_, certs := agents(t, 2)
 	for _, c := range []quorum.Terms{
-		{KeyID: keyID("x"), Required: 1}, {KeyID: keyID("x"), Required: 3}, {KeyID: nil, Required: 2},
+		{KeyID: keyID("x"), Required: 0}, {KeyID: keyID("x"), Required: 3}, {KeyID: nil, Required: 2},
 		{KeyID: keyID("x"), Required: 2, Owner: strings.Repeat("x", 257)},
 	} {
-		if _, err := quorum.Seal([]byte("x"), c, certs); err == nil {
+		if _, err := quorum.Seal([]byte("x"), c, quorum.Certificates(certs...)); err == nil {
 			t.Errorf("%+v was sealed", c)
 		}
 	}
@@ -197,7 +197,7 @@ func TestOutOfRangeTermsAreRefused(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	_, certs := agents(f, 2)
-	der, err := quorum.Seal([]byte("x"), quorum.Terms{KeyID: keyID("x"), Owner: "a", Policy: "p", Required: 2}, certs)
+	der, err := quorum.Seal([]byte("x"), quorum.Terms{KeyID: keyID("x"), Owner: "a", Policy: "p", Required: 2}, quorum.Certificates(certs...))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func BenchmarkSeal(b *testing.B) {
 	})
 	b.Run("two of three", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := quorum.Seal(secret, quorum.Terms{KeyID: keyID("x"), Owner: "alice", Policy: "mail", Required: 2}, certs); err != nil {
+			if _, err := quorum.Seal(secret, quorum.Terms{KeyID: keyID("x"), Owner: "alice", Policy: "mail", Required: 2}, quorum.Certificates(certs...)); err != nil {
 				b.Fatal(err)
 			}
 		}

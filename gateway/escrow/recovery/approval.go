@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
@@ -72,7 +73,7 @@ func Approve(f *File, code string, agent *x509.Certificate, key crypto.Decrypter
 	defer p.wipe()
 	sum := sha256.Sum256(agent.Raw)
 	a := &Approval{Case: f.Case, Statement: hex.EncodeToString(s.Hash()), Agent: hex.EncodeToString(sum[:])}
-	if a.Sealed, err = sealTo(s.PublicKey, a.info(), p.payload); err != nil {
+	if a.Sealed, err = quorum.SealHybrid(s.PublicKey, a.info(), p.payload); err != nil {
 		return nil, fmt.Errorf("case %d: %w", f.Case, err)
 	}
 	if err := a.Sign(p.signer); err != nil {
@@ -83,7 +84,7 @@ func Approve(f *File, code string, agent *x509.Certificate, key crypto.Decrypter
 
 // Sign signs the approval with the key that follows from the agent's part.
 func (a *Approval) Sign(key crypto.Signer) (err error) {
-	a.Signature, err = sign(key, a.digest())
+	a.Signature, err = quorum.Sign(key, a.digest())
 	return err
 }
 
@@ -114,7 +115,7 @@ func (a *Approval) verify(r record) error {
 	if err != nil {
 		return err
 	}
-	if !verify(public, a.digest(), a.Signature) {
+	if !quorum.Verify(public, a.digest(), a.Signature) {
 		return errors.New("the approval is not signed by who has opened the agent's share")
 	}
 	return nil

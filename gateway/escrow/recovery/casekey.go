@@ -4,18 +4,16 @@ import (
 	"crypto/hpke"
 	"fmt"
 
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
-// Approvals are sealed with HPKE (RFC 9180): ML-KEM-768 with X25519 (draft-ietf-hpke-pq), HKDF-SHA256, AES-256-GCM.
-func kem() hpke.KEM { return hpke.MLKEM768X25519() }
-
-// CaseKey is a key pair for one case.
+// CaseKey is a key pair for one case: a hybrid key, which approvals are sealed to (quorum.SealHybrid).
 type CaseKey struct{ private hpke.PrivateKey }
 
 // NewCaseKey makes one.
 func NewCaseKey() (*CaseKey, error) {
-	key, err := kem().GenerateKey()
+	key, err := quorum.KEM().GenerateKey()
 	if err != nil {
 		return nil, fmt.Errorf("case key: %w", err)
 	}
@@ -50,22 +48,13 @@ func (f *CaseFile) Wipe() { wcce.Wipe(f.Private) }
 
 // Key is the case key.
 func (f *CaseFile) Key() (*CaseKey, error) {
-	key, err := kem().NewPrivateKey(f.Private)
+	key, err := quorum.KEM().NewPrivateKey(f.Private)
 	if err != nil {
 		return nil, fmt.Errorf("case key: %w", err)
 	}
 	return &CaseKey{key}, nil
 }
 
-// sealTo encrypts to a case key; info binds what it is for.
-func sealTo(public, info, plain []byte) ([]byte, error) {
-	key, err := kem().NewPublicKey(public)
-	if err != nil {
-		return nil, fmt.Errorf("case key: %w", err)
-	}
-	return hpke.Seal(key, hpke.HKDFSHA256(), hpke.AES256GCM(), info, plain)
-}
-
 func (k *CaseKey) open(info, sealed []byte) ([]byte, error) {
-	return hpke.Open(k.private, hpke.HKDFSHA256(), hpke.AES256GCM(), info, sealed)
+	return quorum.OpenHybrid(k.private, info, sealed)
 }

@@ -3,7 +3,6 @@ package recovery_test
 import (
 	"bytes"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"testing"
@@ -21,7 +20,7 @@ func FuzzApprove(f *testing.F) {
 	_, other := testpki.Agent(f, "kra2", time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0))
 	_, user := testpki.Agent(f, "alice", time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0))
 	id := sha256.Sum256(user.RawSubjectPublicKeyInfo)
-	sealed, err := quorum.Seal([]byte("key"), quorum.Terms{KeyID: id[:], Owner: "alice", Policy: "mail", Required: 2}, []*x509.Certificate{agent, other})
+	sealed, err := quorum.Seal([]byte("key"), quorum.Terms{KeyID: id[:], Owner: "alice", Policy: "mail", Required: 2}, quorum.Certificates(agent, other))
 	if err != nil {
 		f.Fatal(err)
 	}

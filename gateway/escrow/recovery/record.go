@@ -3,10 +3,6 @@ package recovery
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
@@ -211,29 +207,6 @@ func matching(pkcs8 []byte, cert *x509.Certificate) (crypto.Signer, error) {
 		return nil, errors.New("the archived key is not that of its certificate")
 	}
 	return signer, nil
-}
-
-// sign and verify use the one algorithm for each type of key: RSASSA-PSS, ECDSA or Ed25519, over a SHA-256.
-func sign(key crypto.Signer, sum []byte) ([]byte, error) {
-	switch key.Public().(type) {
-	case *rsa.PublicKey:
-		return key.Sign(rand.Reader, sum, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256})
-	case ed25519.PublicKey:
-		return key.Sign(rand.Reader, sum, crypto.Hash(0))
-	}
-	return key.Sign(rand.Reader, sum, crypto.SHA256)
-}
-
-func verify(key crypto.PublicKey, sum, signature []byte) bool {
-	switch k := key.(type) {
-	case *rsa.PublicKey:
-		return rsa.VerifyPSS(k, crypto.SHA256, sum, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-	case *ecdsa.PublicKey:
-		return ecdsa.VerifyASN1(k, sum, signature)
-	case ed25519.PublicKey:
-		return ed25519.Verify(k, sum, signature)
-	}
-	return false
 }
 
 func same(a, b []byte) bool { return subtle.ConstantTimeCompare(a, b) == 1 }

@@ -20,6 +20,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"golang.org/x/crypto/cryptobyte"
 )
 
@@ -60,7 +61,7 @@ func (s *Statement) Check() error {
 	if err := CheckReason(s.Reason); err != nil {
 		return err
 	}
-	if _, err = kem().NewPublicKey(s.PublicKey); err != nil {
+	if _, err = quorum.KEM().NewPublicKey(s.PublicKey); err != nil {
 		return errors.New("the public half of the case key is malformed")
 	}
 	return nil
