@@ -91,9 +91,10 @@ type Gateway struct {
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.
 func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gateway, err error) {
 	g = &Gateway{Config: cfg, Log: log, now: time.Now, metrics: newMetrics()}
+	opened := g // an error sets g to nil
 	defer func() {
-		if err != nil && g.DB != nil {
-			g.DB.Close()
+		if err != nil && opened.DB != nil {
+			opened.DB.Close()
 		}
 	}()
 	if err := forbidCoreDumps(); err != nil {
@@ -195,7 +196,7 @@ func (g *Gateway) openCA(ctx context.Context, c config.CA, secret []byte) (*CA, 
 		}
 		ca = &CA{Name: c.Name, Issuer: issuer}
 	default:
-		return g.openLocalCA(c)
+		return g.openLocalCA(c, secret)
 	}
 	var err error
 	if c.EnrollmentIdentity() == config.IdentityUpstream {
@@ -226,7 +227,7 @@ func (g *Gateway) openStepCA(c config.CA) (upstream.Issuer, error) {
 }
 
 // openLocalCA loads the embedded CA.
-func (g *Gateway) openLocalCA(c config.CA) (*CA, error) {
+func (g *Gateway) openLocalCA(c config.CA, secret []byte) (*CA, error) {
 	certs, err := local.LoadCertificates(c.Local.Certificate)
 	if err != nil {
 		return nil, fmt.Errorf("CA %q: %w", c.Name, err)
@@ -240,7 +241,7 @@ func (g *Gateway) openLocalCA(c config.CA) (*CA, error) {
 		return nil, fmt.Errorf("CA %q: %w", c.Name, err)
 	}
 	name := urlName(c.Name)
-	ca, err := local.New(local.Options{Name: c.Name, Certificate: certs[0], Above: above, Key: key, DB: g.DB, Now: g.now, CRLValidity: c.Local.CRLValidity,
+	ca, err := local.New(local.Options{Name: c.Name, Certificate: certs[0], Above: above, Key: key, Secret: secret, DB: g.DB, Now: g.now, CRLValidity: c.Local.CRLValidity,
 		CRLURLs: []string{"http://" + g.Config.PublicName + "/crl/" + name + ".crl"},
 		AIAURLs: []string{"http://" + g.Config.PublicName + "/aia/" + name + ".crt"}})
 	if err != nil {

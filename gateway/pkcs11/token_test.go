@@ -8,8 +8,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -108,18 +106,7 @@ func TestADestroyedKeyIsGone(t *testing.T) {
 func TestACertificateInTheTokenIsFound(t *testing.T) {
 	hsm := softhsm.New(t)
 	key, cert := testpki.Agent(t, "kra", time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0))
-	dir := t.TempDir()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string][]byte{"key.der": der, "cert.der": cert.Raw} {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	hsm.Tool(t, "--write-object", filepath.Join(dir, "key.der"), "--type", "privkey", "--label", "kra", "--id", "05", "--usage-decrypt", "--usage-sign")
-	hsm.Tool(t, "--write-object", filepath.Join(dir, "cert.der"), "--type", "cert", "--label", "kra", "--id", "05")
+	hsm.Import(t, "kra", "05", key, cert)
 	token, err := pkcs11.Open(hsm.URI("kra"), "")
 	if err != nil {
 		t.Fatal(err)

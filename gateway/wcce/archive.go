@@ -9,7 +9,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1"
-	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/asn1"
@@ -263,7 +262,8 @@ func newCipher(oid string, key []byte) (cipher.Block, error) {
 func Wipe(secret []byte) { clear(secret) }
 
 // Seal encrypts content to the holders of the certificates: EnvelopedData with the given content cipher. RSA keys only;
-// oaep chooses RSAES-OAEP with SHA-256 over PKCS#1 v1.5, which is what Windows clients use.
+// oaep chooses RSAES-OAEP over PKCS#1 v1.5, which is what Windows clients use. Its hash is SHA-1, the default of RFC 4055 4.1:
+// many tokens know no other, and OAEP does not rest on the hash's resistance to collisions.
 func Seal(content []byte, cipherOID string, oaep bool, recipients ...*x509.Certificate) ([]byte, error) {
 	size := keySize(cipherOID)
 	if size == 0 {
@@ -323,7 +323,7 @@ func sealKey(key []byte, cert *x509.Certificate, oaep bool) ([]byte, error) {
 	var encrypted []byte
 	var err error
 	if oaep {
-		encrypted, err = rsa.EncryptOAEP(sha256.New(), rand.Reader, pub, key, nil)
+		encrypted, err = rsa.EncryptOAEP(sha1.New(), rand.Reader, pub, key, nil)
 	} else {
 		encrypted, err = rsa.EncryptPKCS1v15(rand.Reader, pub, key) //lint:ignore SA1019 what Windows clients and AD CS use for exchange keys
 	}
@@ -341,30 +341,11 @@ func sealKey(key []byte, cert *x509.Certificate, oaep bool) ([]byte, error) {
 				return
 			}
 			b.AddASN1ObjectIdentifier(parsedOID(OIDRSAESOAEP))
-			addOAEPParams(b)
+			b.AddASN1(cbasn1.SEQUENCE, func(*cryptobyte.Builder) {}) // the defaults
 		})
 		b.AddASN1OctetString(encrypted)
 	})
 	return b.Bytes()
-}
-
-// addOAEPParams writes SHA-256 for the label's hash and for MGF1 (RFC 4055 4.1).
-func addOAEPParams(b *cryptobyte.Builder) {
-	sha256ID := func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1ObjectIdentifier(parsedOID(OIDSHA256))
-			b.AddASN1NULL()
-		})
-	}
-	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddASN1(tag0, sha256ID)
-		b.AddASN1(tag1, func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1ObjectIdentifier(parsedOID(OIDMGF1))
-				sha256ID(b)
-			})
-		})
-	})
 }
 
 // SHA1Of is the identifier by which Windows names certificates: the SHA-1 of the DER.

@@ -173,7 +173,6 @@ func FuzzParseEnveloped(f *testing.F) {
 	cert := testpki.Cert(f, raw)
 	for _, cipher := range []string{wcce.OIDDESEDE3CBC, wcce.OIDAES128CBC} {
 		seed, err := wcce.Seal([]byte("content"), cipher, cipher == wcce.OIDAES128CBC, cert)
-		// 1024 bits hold SHA-256 OAEP around 16 octets: 128 - 66 = 62.
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -70,6 +71,38 @@ func (s *shell) run(account string, into any, args ...string) {
 	}
 }
 
+// local runs the program without a gateway.
+func (s *shell) local(stdin []byte, args ...string) []byte {
+	s.t.Helper()
+	return s.tool(stdin, s.binary, args...)
+}
+
+// addHybrid designates an agent by its hybrid key, as escrow agents add does.
+func (s *shell) addHybrid(w *world.World, file string) {
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, file))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	key := &quorum.HybridKey{}
+	if err := json.Unmarshal(text, key); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := w.Escrow.AddHybridAgent(background, key, "test"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// ageOpens decrypts a file with age, which asks for the password on a terminal: script makes one.
+func (s *shell) ageOpens(file, password, want string) {
+	s.t.Helper()
+	cmd := exec.Command("script", "-qec", "age --decrypt "+file, "/dev/null")
+	cmd.Dir, cmd.Stdin = s.dir, strings.NewReader(password+"\n")
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), want) {
+		s.t.Errorf("age: %v\n%s", err, out)
+	}
+}
+
 func (s *shell) refused(account string, code int, args ...string) string {
 	s.t.Helper()
 	out, err := s.command(account, args...).CombinedOutput()
@@ -81,11 +114,17 @@ func (s *shell) refused(account string, code int, args ...string) string {
 
 func (s *shell) openssl(stdin []byte, args ...string) []byte {
 	s.t.Helper()
-	cmd := exec.Command("openssl", args...)
+	return s.tool(stdin, "openssl", args...)
+}
+
+func (s *shell) tool(stdin []byte, name string, args ...string) []byte {
+	s.t.Helper()
+	cmd := exec.Command(name, args...)
 	cmd.Dir, cmd.Stdin = s.dir, bytes.NewReader(stdin)
+	cmd.Env = append(os.Environ(), "GNUPGHOME="+filepath.Join(s.dir, "gnupg"))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		s.t.Fatalf("openssl %v: %v\n%s", args, err, out)
+		s.t.Fatalf("%s %v: %v\n%s", filepath.Base(name), args, err, out)
 	}
 	return out
 }

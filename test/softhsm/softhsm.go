@@ -2,6 +2,8 @@
 package softhsm
 
 import (
+	"crypto"
+	"crypto/x509"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,6 +65,22 @@ func (k *Token) URI(object string) string {
 func (k *Token) Tool(t testing.TB, args ...string) string {
 	t.Helper()
 	return run(t, "pkcs11-tool", append([]string{"--module", k.Module, "--token-label", k.Label, "--login", "--pin", PIN}, args...)...)
+}
+
+// Import writes a private key, and beside it its certificate if there is one, under a label.
+func (k *Token) Import(t testing.TB, label, id string, key crypto.PrivateKey, cert *x509.Certificate) {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "object.der")
+	write(t, file, string(der))
+	k.Tool(t, "--write-object", file, "--type", "privkey", "--label", label, "--id", id, "--usage-decrypt", "--usage-sign")
+	if cert != nil {
+		write(t, file, string(cert.Raw))
+		k.Tool(t, "--write-object", file, "--type", "cert", "--label", label, "--id", id)
+	}
 }
 
 // Has tells whether pkcs11-tool lists a private key with the label.

@@ -36,6 +36,8 @@ type Options struct {
 	Certificate *x509.Certificate   // the CA certificate
 	Above       []*x509.Certificate // its issuers, up to the root; may be empty
 	Key         crypto.Signer
+	// Secret makes serial numbers unpredictable where the key is in a token; else the key itself does.
+	Secret      []byte
 	CRLURLs     []string // put into certificates
 	AIAURLs     []string
 	CRLValidity time.Duration // default 7 days
@@ -85,14 +87,23 @@ func New(o Options) (*CA, error) {
 	default:
 		return nil, fmt.Errorf("CA %q: key type %T is not supported", o.Name, k)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(o.Key)
-	if err != nil {
-		return nil, fmt.Errorf("CA %q: %w", o.Name, err)
+	var err error
+	ca.serialKey, err = serialKey(&o)
+	return ca, err
+}
+
+// serialKey is what an order's serial number follows from, so that a repeated order has the same one.
+func serialKey(o *Options) ([]byte, error) {
+	secret, err := x509.MarshalPKCS8PrivateKey(o.Key)
+	if err != nil { // the key is in a token
+		if len(o.Secret) == 0 {
+			return nil, fmt.Errorf("CA %q: the key is in a token, and there is no secret for serial numbers", o.Name)
+		}
+		secret = append([]byte("serial numbers"), o.Secret...)
 	}
-	sum := sha256.Sum256(der)
-	clear(der)
-	ca.serialKey = sum[:]
-	return ca, nil
+	defer clear(secret)
+	sum := sha256.Sum256(secret)
+	return sum[:], nil
 }
 
 // Submit signs the order.
