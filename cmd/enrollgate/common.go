@@ -167,3 +167,10 @@ func writeNew(path string, content []byte, mode fs.FileMode) error {
 	}
 	return nil
 }
+
+// p12Flags choose how a PKCS#12 file is encrypted.
+type p12Flags struct{ legacy bool }
+
+func (f *p12Flags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.legacy, "legacy-pkcs12", false, "encrypt with 3DES and SHA-1, for Windows before 10 1809, and GnuPG before 2.4; default: AES-256 and SHA-256")
+}

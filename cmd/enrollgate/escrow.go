@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -16,6 +17,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
@@ -60,70 +62,134 @@ func (a *app) escrowListCommand() *cobra.Command {
 	return cmd
 }
 
+// recoverFlags are the flags of escrow recover.
+type recoverFlags struct {
+	agentKeyFlags
+	p12Flags
+	owner, serial, out, reason string
+	all                        bool
+	outPassword                passwordFlags
+}
+
 func (a *app) escrowRecoverCommand() *cobra.Command {
-	var out, reason, serial string
-	var agent agentKeyFlags
-	var outPassword passwordFlags
+	f := &recoverFlags{}
 	cmd := &cobra.Command{
 		Use: "recover [ID]", Short: "Recover an archived key as PKCS#12 with a recovery agent's key",
 		Long: "Recover opens an archived key with the key of a recovery agent and writes it, with its certificate, as PKCS#12.\n" +
-			"Name the key by its number, by --serial, or leave both out where --owner has only one. Every recovery and every\n" +
-			"refused attempt is in the audit log. Exit code 3 means refused. A key that takes several agents: enrollgate recovery open.",
+			"Name the key by its number, by --serial, or by --owner, which means the newest, or with --all every key that the\n" +
+			"person ever had. Every recovery and every refused attempt is in the audit log. Exit code 3 means refused. A key that\n" +
+			"takes several agents: enrollgate recovery open.",
 		Args: cobra.MaximumNArgs(1),
 	}
-	owner := cmd.Flags().String("owner", "", "account whose newest key to recover, alice or alice@CORP.EXAMPLE")
-	cmd.Flags().StringVar(&out, "out", "user.p12", "file to write")
-	cmd.Flags().StringVar(&reason, "reason", "", "why; kept in the audit log")
-	cmd.Flags().StringVar(&serial, "serial", "", "serial number of the certificate, hexadecimal")
-	agent.add(cmd)
-	outPassword.add(cmd, "out-password", "password to protect the recovered key with")
+	flags := cmd.Flags()
+	flags.StringVar(&f.owner, "owner", "", "account whose newest key to recover, alice or alice@CORP.EXAMPLE")
+	flags.BoolVar(&f.all, "all", false, "all keys of the owner, in one file")
+	flags.StringVar(&f.out, "out", "user.p12", "file to write")
+	flags.StringVar(&f.reason, "reason", "", "why; kept in the audit log")
+	flags.StringVar(&f.serial, "serial", "", "serial number of the certificate, hexadecimal")
+	f.agentKeyFlags.add(cmd)
+	f.p12Flags.add(cmd)
+	f.outPassword.add(cmd, "out-password", "password to protect the recovered key with")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if !agent.set() || reason == "" {
+		if !f.set() || f.reason == "" {
 			return usage("--key (the agent's key) and --reason are needed")
 		}
+		if f.all && f.owner == "" {
+			return usage("--all needs --owner: whose keys")
+		}
 		return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-			entry, err := findEntry(ctx, g, args, serial, *owner)
+			entries, err := f.entries(ctx, g, args)
 			if err != nil {
 				return err
 			}
-			recipients, err := g.Escrow.RecipientsOf(ctx, entry)
-			if err != nil {
-				return err
-			}
-			var certs [][]byte
-			for _, r := range recipients {
-				certs = append(certs, r.Certificate.Raw)
-			}
-			key, cert, err := agent.open(certs)
-			if err != nil {
-				return err
-			}
-			r, err := g.Escrow.Recover(ctx, entry, key, cert, actor(), reason)
-			if errors.Is(err, escrow.ErrRefused) {
-				return &exitError{exitRefused, err}
-			}
-			if err != nil {
-				return err
-			}
-			password, err := outPassword.read("password for " + out)
-			if err != nil {
-				return err
-			}
-			p12, err := pkcs12.Modern.Encode(r.Key, r.Certificate, g.ChainOf(r.CA), password)
-			if err != nil {
-				return fmt.Errorf("write PKCS#12: %w", err)
-			}
-			if err := writeSecret(out, p12); err != nil {
-				return err
-			}
-			result := map[string]any{"record": entry.ID, "owner": entry.Owner, "serial": r.Certificate.SerialNumber.Text(16), "file": out, "agent": dn.Show(cert.RawSubject)}
-			return a.print(result, func(w *tabwriter.Writer) {
-				row(w, fmt.Sprintf("recovered key %d of %s with the key of %s", entry.ID, entry.Owner, dn.Show(cert.RawSubject)))
-				row(w, "written to "+out)
-			})
+			return a.recover(ctx, g, entries, f)
 		})
 	}
 	return cmd
+}
+
+// entries are the archived keys that the command line names.
+func (f *recoverFlags) entries(ctx context.Context, g *gateway.Gateway, args []string) ([]escrow.Entry, error) {
+	if !f.all {
+		entry, err := findEntry(ctx, g, args, f.serial, f.owner)
+		if err != nil {
+			return nil, err
+		}
+		return []escrow.Entry{*entry}, nil
+	}
+	list, err := g.Escrow.List(ctx, f.owner, maxHistory)
+	if err != nil {
+		return nil, err
+	}
+	// Without a certificate it was never issued.
+	list = slices.DeleteFunc(list, func(e escrow.Entry) bool { _, err := e.Certificate(); return err != nil })
+	if len(list) == 0 {
+		return nil, fmt.Errorf("no key of %s is archived", f.owner)
+	}
+	return list, nil
+}
+
+// maxHistory is how many keys of one person are recovered together.
+const maxHistory = 1000
+
+// recover opens keys and writes them. A key that the agent has no part in, or that takes several agents, is named.
+func (a *app) recover(ctx context.Context, g *gateway.Gateway, entries []escrow.Entry, f *recoverFlags) error {
+	var agents [][]byte
+	for i := range entries {
+		recipients, err := g.Escrow.RecipientsOf(ctx, &entries[i])
+		if err != nil {
+			return err
+		}
+		for _, r := range recipients {
+			agents = append(agents, r.Certificate.Raw)
+		}
+	}
+	key, cert, err := f.open(agents)
+	if err != nil {
+		return err
+	}
+	var keys []recovery.Recovered
+	var done []int64
+	var failed error
+	for i := range entries {
+		r, err := g.Escrow.Recover(ctx, &entries[i], key, cert, actor(), f.reason)
+		if err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		keys, done = append(keys, recovery.Recovered{Key: r.Key, Certificate: r.Certificate, Chain: g.ChainOf(r.CA)}), append(done, entries[i].ID)
+	}
+	if len(keys) > 0 {
+		if err := f.write(keys); err != nil {
+			return err
+		}
+		first := keys[0].Certificate
+		result := map[string]any{"record": done[0], "records": done, "owner": entries[0].Owner, "serial": first.SerialNumber.Text(16), "file": f.out, "agent": dn.Show(cert.RawSubject)}
+		if err := a.print(result, func(w *tabwriter.Writer) {
+			for _, id := range done {
+				row(w, fmt.Sprintf("recovered key %d of %s with the key of %s", id, entries[0].Owner, dn.Show(cert.RawSubject)))
+			}
+			row(w, "written to "+f.out)
+		}); err != nil {
+			return err
+		}
+	}
+	if errors.Is(failed, escrow.ErrRefused) {
+		return &exitError{exitRefused, failed}
+	}
+	return failed
+}
+
+func (f *recoverFlags) write(keys []recovery.Recovered) error {
+	password, err := f.outPassword.read("password for " + f.out)
+	if err != nil {
+		return err
+	}
+	p12, err := recovery.PKCS12(keys, password, f.legacy)
+	if err != nil {
+		return err
+	}
+	return writeSecret(f.out, p12)
 }
 
 // findEntry finds the archived key that the command line names.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
-	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
@@ -70,89 +70,6 @@ func (a *app) recoveryKeysCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) recoveryOpenCommand() *cobra.Command {
-	var f gatewayFlags
-	var owner, recipient, reason, out string
-	var number int64
-	cmd := &cobra.Command{Use: "open --owner ACCOUNT --for ACCOUNT --reason TEXT", Short: "Open a case for an archived key", Args: exactArgs(),
-		Long: "Open makes a key pair for the case, whose private half stays in the file that is written here and is needed to fetch the\n" +
-			"key. Tell the agents the code that is printed, by phone or in person: it is how they know that nobody has changed the case.",
-	}
-	flags := cmd.Flags()
-	flags.StringVar(&owner, "owner", "", "account whose key it is, alice or alice@CORP.EXAMPLE")
-	flags.Int64Var(&number, "key", 0, "number of the archived key, as recovery keys shows it (default: the newest)")
-	flags.StringVar(&recipient, "for", "", "account of the person who is given the key")
-	flags.StringVar(&reason, "reason", "", "why; agents read it, and the audit log keeps it")
-	flags.StringVar(&out, "out", "", "file for the case key (default: case-CODE.key)")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if owner == "" || recipient == "" || reason == "" {
-			return usage("--owner, --for and --reason are needed: whose key, for whom, and why")
-		}
-		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
-			key, err := chooseKey(ctx, c, owner, number)
-			if err != nil {
-				return err
-			}
-			return a.openCase(ctx, c, key, recovery.Statement{Record: key.Record, KeyID: key.KeyID, Owner: key.Owner, Manager: c.Principal, Recipient: recipient, Reason: reason}, out)
-		})
-	}
-	f.add(cmd)
-	return cmd
-}
-
-// chooseKey finds the archived key with the number, or the newest.
-func chooseKey(ctx context.Context, c *cases.Client, owner string, number int64) (*cases.Key, error) {
-	keys, err := c.Keys(ctx, owner)
-	if err != nil {
-		return nil, err
-	}
-	for i := range keys {
-		if number == 0 || keys[i].Record == number {
-			return &keys[i], nil
-		}
-	}
-	if number != 0 {
-		return nil, fmt.Errorf("%s has no archived key %d; see enrollgate recovery keys %s", owner, number, owner)
-	}
-	return nil, fmt.Errorf("no key of %s is archived that you may recover", owner)
-}
-
-func (a *app) openCase(ctx context.Context, c *cases.Client, key *cases.Key, s recovery.Statement, out string) error {
-	file, err := recovery.NewCaseFile(s)
-	if err != nil {
-		return err
-	}
-	defer file.Wipe()
-	code := file.Statement.Code()
-	if out == "" {
-		out = "case-" + code + ".key"
-	}
-	text, err := json.Marshal(file)
-	if err != nil {
-		return err
-	}
-	defer wcce.Wipe(text)
-	if err := writeSecret(out, text); err != nil {
-		return err
-	}
-	done, err := c.Open(ctx, file.Statement)
-	if _, refused := errors.AsType[*hresult.Error](err); refused {
-		return errors.Join(err, os.Remove(out))
-	}
-	if err != nil { // the answer may be lost, not the case
-		return fmt.Errorf("%w; if recovery list shows the case all the same, %s is its key", err, out)
-	}
-	k := done.Case
-	result := map[string]any{"case": k.ID, "code": code, "file": out, "expires": k.Expires, "required": k.Required, "receipt": done.Receipt}
-	return a.print(result, func(w *tabwriter.Writer) {
-		row(w, fmt.Sprintf("case %d is open until %s; it takes %d agents", k.ID, day(k.Expires), k.Required))
-		row(w, "Key of", s.Owner+", "+key.Subject)
-		row(w, "Code", code+" (tell the agents, by phone or in person)")
-		row(w, "Case key", out+" (keep it on this machine)")
-		row(w, "Receipt", receiptText(done.Receipt))
-	})
-}
-
 func (a *app) recoveryListCommand() *cobra.Command {
 	var f gatewayFlags
 	cmd := &cobra.Command{Use: "list", Short: "List cases, newest first", Args: exactArgs()}
@@ -178,31 +95,60 @@ func (a *app) recoveryListCommand() *cobra.Command {
 func (a *app) recoveryShowCommand() *cobra.Command {
 	var f gatewayFlags
 	var out string
-	cmd := &cobra.Command{Use: "show CASE", Short: "Show one case; write what an agent needs to approve it on a machine without a network", Args: exactArgs("CASE")}
+	cmd := &cobra.Command{Use: "show CASE...", Short: "Show cases; write what an agent needs to approve them on a machine without a network", Args: cobra.MinimumNArgs(1)}
 	cmd.Flags().StringVar(&out, "out", "", "file to write for recovery approve FILE")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := caseID(args[0])
+		ids, err := caseIDs(args)
 		if err != nil {
 			return err
 		}
 		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
-			k, file, err := c.Show(ctx, id)
+			list, files, err := showCases(ctx, c, ids, out != "")
 			if err != nil {
 				return err
 			}
 			if out != "" {
-				if file == nil {
-					return fmt.Errorf("case %d is %s, or you are no approver of its policy: there is nothing to approve", id, k.State)
-				}
-				if err := writeJSON(out, file); err != nil {
+				if err := writeJSON(out, files); err != nil {
 					return err
 				}
 			}
-			return a.print(k, func(w *tabwriter.Writer) { showCase(w, k) })
+			return a.print(oneOrAll(list), func(w *tabwriter.Writer) {
+				for _, k := range list {
+					showCase(w, k)
+				}
+			})
 		})
 	}
 	f.add(cmd)
 	return cmd
+}
+
+// showCases gets cases, and where approve is set what is needed to approve them, which then must be there for each.
+func showCases(ctx context.Context, c *cases.Client, ids []int64, approve bool) (list []*cases.Case, files *recovery.Files, err error) {
+	files = &recovery.Files{}
+	for _, id := range ids {
+		k, file, err := c.Show(ctx, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		list = append(list, k)
+		if !approve {
+			continue
+		}
+		if file == nil || file.Case != id {
+			return nil, nil, &exitError{exitRefused, fmt.Errorf("case %d is %s, or you are no approver of its policy: there is nothing to approve", id, k.State)}
+		}
+		files.Cases = append(files.Cases, *file)
+	}
+	return list, files, nil
+}
+
+// oneOrAll is the one element of a list, or the list: programs that ask about one thing get one.
+func oneOrAll[T any](list []T) any {
+	if len(list) == 1 {
+		return list[0]
+	}
+	return list
 }
 
 func showCase(w io.Writer, k *cases.Case) {
@@ -242,19 +188,35 @@ func (a *app) endCaseCommand(verb, short string, do func(c *cases.Client, ctx co
 			if err != nil {
 				return err
 			}
-			return a.printStep(done)
+			return a.printSteps(done)
 		})
 	}
 	f.add(cmd)
 	return cmd
 }
 
-func (a *app) printStep(done *cases.Done) error {
-	return a.print(done, func(w *tabwriter.Writer) {
-		k := done.Case
-		row(w, fmt.Sprintf("case %d is %s, with %d of %d approvals", k.ID, k.State, len(k.Approvals), k.Required))
-		row(w, "Receipt", receiptText(done.Receipt))
+func (a *app) printSteps(all ...*cases.Done) error {
+	return a.print(oneOrAll(all), func(w *tabwriter.Writer) {
+		for _, done := range all {
+			k := done.Case
+			row(w, fmt.Sprintf("case %d is %s, with %d of %d approvals", k.ID, k.State, len(k.Approvals), k.Required))
+			row(w, "Receipt", receiptText(done.Receipt))
+		}
 	})
+}
+
+func caseIDs(args []string) (ids []int64, err error) {
+	for _, text := range args {
+		id, err := caseID(text)
+		if err != nil {
+			return nil, err
+		}
+		if slices.Contains(ids, id) {
+			return nil, usage("case %d occurs twice", id)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
 }
 
 func caseID(text string) (int64, error) {

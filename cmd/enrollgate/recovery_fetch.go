@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -16,55 +17,132 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/spf13/cobra"
-	"software.sslmate.com/src/go-pkcs12"
 )
 
+// fetchFlags are the flags of recovery fetch.
+type fetchFlags struct {
+	gatewayFlags
+	p12Flags
+	caseKey, out string
+	separate     bool
+}
+
 func (a *app) recoveryFetchCommand() *cobra.Command {
-	var f gatewayFlags
-	var caseKey, out string
+	f := &fetchFlags{}
 	cmd := &cobra.Command{
-		Use: "fetch CASE --case-key FILE", Short: "Fetch the key of an approved case, once, as PKCS#12", Args: exactArgs("CASE"),
+		Use: "fetch CASE... --case-key FILE", Short: "Fetch the keys of approved cases, once, as PKCS#12", Args: cobra.MinimumNArgs(1),
 		Long: "Fetch takes the shares from the gateway, which ends the case, puts the key together here, and writes it with its\n" +
-			"certificate under a password that is made for it. Give the person the file and the password on separate ways.",
+			"certificate under a password that is made for it. Give the person the file and the password on separate ways.\n" +
+			"The keys of several cases come in one file, or with --separate in one each.",
 	}
-	cmd.Flags().StringVar(&caseKey, "case-key", "", "file that recovery open has written")
-	cmd.Flags().StringVar(&out, "out", "user.p12", "file to write")
-	f.add(cmd)
+	cmd.Flags().StringVar(&f.caseKey, "case-key", "", "file that recovery open has written")
+	cmd.Flags().StringVar(&f.out, "out", "user.p12", "file to write")
+	cmd.Flags().BoolVar(&f.separate, "separate", false, "one file for each key: user-CASE.p12")
+	f.p12Flags.add(cmd)
+	f.gatewayFlags.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := caseID(args[0])
+		ids, err := caseIDs(args)
 		if err != nil {
 			return err
 		}
-		if caseKey == "" {
+		if f.caseKey == "" {
 			return usage("name the file that recovery open has written with --case-key")
 		}
-		if _, err := os.Lstat(out); err == nil {
-			return fmt.Errorf("%s exists already: choose another name or remove it", out)
+		for _, path := range f.files(ids) {
+			if _, err := os.Lstat(path); err == nil {
+				return fmt.Errorf("%s exists already: choose another name or remove it", path)
+			}
 		}
-		file := &recovery.CaseFile{}
-		if err := readJSON(caseKey, file); err != nil {
+		files := &recovery.CaseFiles{}
+		if err := readJSON(f.caseKey, files); err != nil {
 			return err
 		}
-		defer file.Wipe()
-		d, err := a.fetch(cmd, &f, id, file, caseKey+".delivery")
-		if err != nil {
-			return err
+		defer files.Wipe()
+		var all []fetched
+		defer func() {
+			for _, k := range all {
+				wcce.Wipe(k.pkcs8)
+			}
+		}()
+		for _, id := range ids {
+			k, err := a.fetchOne(cmd, f, id, files)
+			if err != nil {
+				return err // what was fetched before is kept, closed, for the next attempt
+			}
+			all = append(all, *k)
 		}
-		key, err := file.Key()
-		if err != nil {
-			return err
-		}
-		pkcs8, cert, bad, err := recovery.Combine(&file.Statement, &d.Archived, d.Approvals, key)
-		defer wcce.Wipe(pkcs8)
-		if len(bad) > 0 {
-			a.reportBad(cmd, &f, id, bad)
-		}
-		if err != nil {
-			return err
-		}
-		return a.finishFetch(d, &file.Statement, pkcs8, cert, out, caseKey)
+		return a.finishFetch(all, f, len(ids) == len(files.Cases))
 	}
 	return cmd
+}
+
+// files are those that are written.
+func (f *fetchFlags) files(ids []int64) []string {
+	if !f.separate {
+		return []string{f.out}
+	}
+	var all []string
+	for _, id := range ids {
+		ext := filepath.Ext(f.out)
+		all = append(all, fmt.Sprintf("%s-%d%s", strings.TrimSuffix(f.out, ext), id, ext))
+	}
+	return all
+}
+
+// delivery is where a delivery is kept until its key is written.
+func (f *fetchFlags) delivery(id int64) string { return fmt.Sprintf("%s.delivery-%d", f.caseKey, id) }
+
+// fetched is a key that was put together.
+type fetched struct {
+	delivery  *cases.Delivery
+	statement *recovery.Statement
+	pkcs8     []byte
+	recovery.Recovered
+}
+
+// fetchOne takes one case from the gateway and puts its key together.
+func (a *app) fetchOne(cmd *cobra.Command, f *fetchFlags, id int64, files *recovery.CaseFiles) (*fetched, error) {
+	d, err := a.fetch(cmd, f, id, files)
+	if err != nil {
+		return nil, err
+	}
+	file, err := caseFileOf(&d.Case.Statement, id, files)
+	if err != nil {
+		return nil, err
+	}
+	key, err := file.Key()
+	if err != nil {
+		return nil, err
+	}
+	pkcs8, cert, bad, err := recovery.Combine(&file.Statement, &d.Archived, d.Approvals, key)
+	if len(bad) > 0 {
+		a.reportBad(cmd, &f.gatewayFlags, id, bad)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("case %d: %w", id, err)
+	}
+	k := &fetched{delivery: d, statement: &file.Statement, pkcs8: pkcs8, Recovered: recovery.Recovered{Certificate: cert}}
+	if k.Key, err = x509.ParsePKCS8PrivateKey(pkcs8); err != nil {
+		return nil, fmt.Errorf("case %d: %w", id, err)
+	}
+	for _, der := range d.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("case %d: chain: %w", id, err)
+		}
+		k.Chain = append(k.Chain, c)
+	}
+	return k, nil
+}
+
+// caseFileOf finds the case key of a case.
+func caseFileOf(s *recovery.Statement, id int64, files *recovery.CaseFiles) (*recovery.CaseFile, error) {
+	for i := range files.Cases {
+		if files.Cases[i].Statement.Code() == s.Code() {
+			return &files.Cases[i], nil
+		}
+	}
+	return nil, usage("the case key is of another case, %s, than case %d, %s", files.Code(), id, s.Code())
 }
 
 // reportBad tells the person and the audit log whose shares could not be used.
@@ -82,18 +160,18 @@ func (a *app) reportBad(cmd *cobra.Command, f *gatewayFlags, id int64, bad []rec
 
 // fetch gets the delivery and keeps it, still closed, until the key is written: the gateway gives it out once. One that an
 // earlier attempt has left is taken first.
-func (a *app) fetch(cmd *cobra.Command, f *gatewayFlags, id int64, file *recovery.CaseFile, keep string) (*cases.Delivery, error) {
+func (a *app) fetch(cmd *cobra.Command, f *fetchFlags, id int64, files *recovery.CaseFiles) (*cases.Delivery, error) {
 	d := &cases.Delivery{}
-	if err := readJSON(keep, d); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if err := readJSON(f.delivery(id), d); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return d, err
 	}
-	err := a.withCases(cmd, f, func(ctx context.Context, c *cases.Client) error {
+	err := a.withCases(cmd, &f.gatewayFlags, func(ctx context.Context, c *cases.Client) error {
 		k, _, err := c.Show(ctx, id)
 		if err != nil {
 			return err
 		}
-		if k.Statement.Code() != file.Statement.Code() {
-			return usage("the case key is of another case, %s, than case %d, %s", file.Statement.Code(), id, k.Statement.Code())
+		if _, err := caseFileOf(&k.Statement, id, files); err != nil {
+			return err
 		}
 		if d, err = c.Fetch(ctx, id); err != nil {
 			return err
@@ -102,42 +180,51 @@ func (a *app) fetch(cmd *cobra.Command, f *gatewayFlags, id int64, file *recover
 		if err != nil {
 			return err
 		}
-		return writeSecret(keep, text)
+		return writeSecret(f.delivery(id), text)
 	})
 	return d, err
 }
 
-// finishFetch writes the key. After that the case key is of no use any more, and is removed.
-func (a *app) finishFetch(d *cases.Delivery, s *recovery.Statement, pkcs8 []byte, cert *x509.Certificate, out, caseKey string) error {
-	private, err := x509.ParsePKCS8PrivateKey(pkcs8)
-	if err != nil {
-		return err
+// finishFetch writes the keys. When all cases are done, the case key is of no use any more, and is removed.
+func (a *app) finishFetch(all []fetched, f *fetchFlags, last bool) error {
+	var ids []int64
+	var keys []recovery.Recovered
+	for _, k := range all {
+		ids, keys = append(ids, k.delivery.Case.ID), append(keys, k.Recovered)
 	}
-	var chain []*x509.Certificate
-	for _, der := range d.Chain {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return fmt.Errorf("chain: %w", err)
+	password, files := freshPassword(), f.files(ids)
+	for i, path := range files {
+		of := keys
+		if f.separate {
+			of = keys[i : i+1]
 		}
-		chain = append(chain, c)
+		p12, err := recovery.PKCS12(of, password, f.legacy)
+		if err != nil {
+			return err
+		}
+		if err := writeSecret(path, p12); err != nil {
+			return err
+		}
 	}
-	password := freshPassword()
-	p12, err := pkcs12.Modern.Encode(private, cert, chain, password)
+	var err error
+	for _, id := range ids {
+		err = errors.Join(err, os.Remove(f.delivery(id)))
+	}
+	if last {
+		err = errors.Join(err, os.Remove(f.caseKey))
+	}
 	if err != nil {
-		return fmt.Errorf("write PKCS#12: %w", err)
-	}
-	if err := writeSecret(out, p12); err != nil {
 		return err
 	}
-	if err := errors.Join(os.Remove(caseKey), os.Remove(caseKey+".delivery")); err != nil {
-		return err
-	}
-	result := map[string]any{"case": d.Case.ID, "owner": s.Owner, "recipient": s.Recipient, "file": out, "password": password, "receipt": d.Receipt}
+	s, receipt := all[0].statement, all[len(all)-1].delivery.Receipt
+	result := map[string]any{"case": ids[0], "cases": ids, "owner": s.Owner, "recipient": s.Recipient, "file": files[0], "files": files, "password": password, "receipt": receipt}
 	return a.print(result, func(w *tabwriter.Writer) {
-		row(w, fmt.Sprintf("case %d is closed; the key of %s is for %s", d.Case.ID, s.Owner, s.Recipient))
-		row(w, "File", out)
+		for _, k := range all {
+			row(w, fmt.Sprintf("case %d is closed; the key of %s is for %s", k.delivery.Case.ID, k.statement.Owner, k.statement.Recipient))
+		}
+		row(w, "File", strings.Join(files, ", "))
 		row(w, "Password", password+" (tell it on another way than the file takes)")
-		row(w, "Receipt", receiptText(d.Receipt))
+		row(w, "Receipt", receiptText(receipt))
 	})
 }
 

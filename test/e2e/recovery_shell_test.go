@@ -150,20 +150,58 @@ func (s *shell) listsAndEnds(id int64) {
 	s.refused("alice", 3, "list")
 }
 
-// readByOthers lets Java and NSS read the PKCS#12 file.
-func (s *shell) readByOthers(password string) {
-	for tool, args := range map[string][]string{
-		"keytool":  {"-list", "-storetype", "PKCS12", "-keystore", "user.p12", "-storepass", password},
-		"pk12util": {"-l", "user.p12", "-W", password},
-	} {
-		if _, err := exec.LookPath(tool); err != nil {
-			s.t.Logf("%s is not installed: not tried", tool)
-			continue
-		}
-		cmd := exec.Command(tool, args...)
-		cmd.Dir = s.dir
-		if out, err := cmd.CombinedOutput(); err != nil || tool == "keytool" && !strings.Contains(string(out), "PrivateKeyEntry") {
-			s.t.Errorf("%s: %v\n%s", tool, err, out)
+// readByOthers imports a PKCS#12 file with so many keys of Java and NSS.
+func (s *shell) readByOthers(file, password string, keys int) {
+	s.t.Helper()
+	s.needs("keytool", "pk12util", "certutil")
+	store := file + ".java"
+	s.tool(nil, "keytool", "-importkeystore", "-noprompt", "-srckeystore", file, "-srcstoretype", "PKCS12", "-srcstorepass", password,
+		"-destkeystore", store, "-deststoretype", "PKCS12", "-deststorepass", password)
+	if out := s.tool(nil, "keytool", "-list", "-keystore", store, "-storepass", password); strings.Count(string(out), "PrivateKeyEntry") != keys {
+		s.t.Errorf("keytool, %d keys:\n%s", keys, out)
+	}
+	db := "sql:" + file + ".nss"
+	if err := os.Mkdir(filepath.Join(s.dir, file+".nss"), 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	s.tool(nil, "certutil", "-N", "-d", db, "--empty-password")
+	s.tool(nil, "pk12util", "-i", file, "-d", db, "-W", password)
+	if out := s.tool(nil, "certutil", "-K", "-d", db); strings.Count(string(out), "rsa ") != keys {
+		s.t.Errorf("NSS, %d keys:\n%s", keys, out)
+	}
+}
+
+// decryptedByGPGSM imports PKCS#12 files into GnuPG and decrypts mails with them.
+func (s *shell) decryptedByGPGSM(files []string, password string, mails []string) (texts []string) {
+	s.t.Helper()
+	s.needs("gpgsm")
+	home := filepath.Join(s.dir, "gnupg")
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, "gpg-agent.conf"), []byte("allow-loopback-pinentry\n"), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { s.tool(nil, "gpgconf", "--kill", "all") })
+	loopback := []string{"--batch", "--pinentry-mode", "loopback", "--passphrase-fd", "0", "--disable-crl-checks"}
+	for _, file := range files {
+		s.tool([]byte(password+"\n"), "gpgsm", append(loopback, "--import", file)...)
+	}
+	for _, mail := range mails {
+		texts = append(texts, string(s.tool([]byte(password+"\n"), "gpgsm", append(loopback, "--quiet", "--decrypt", mail)...)))
+	}
+	return texts
+}
+
+// needs skips the test, or fails it where CI is set, if a program is missing.
+func (s *shell) needs(programs ...string) {
+	s.t.Helper()
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			if os.Getenv("CI") != "" {
+				s.t.Fatalf("%s is missing: test/deps.sh installs it", p)
+			}
+			s.t.Skipf("%s is missing: test/deps.sh installs it", p)
 		}
 	}
 }

@@ -205,7 +205,7 @@ func TestARecoveryByTwoAgentsFromTicketToMail(t *testing.T) {
 	if text := sh.openssl(nil, "cms", "-decrypt", "-in", "mail.p7m", "-recip", "alice.pem", "-inkey", "recovered.key"); !strings.Contains(string(text), "the offer") {
 		t.Errorf("the mail says %q", text)
 	}
-	sh.readByOthers(fetched.Password)
+	sh.readByOthers("user.p12", fetched.Password, 1)
 	if block, _ := pem.Decode(sh.openssl(nil, "pkey", "-in", "recovered.key", "-outform", "PEM", "-pubout")); block == nil || !bytes.Equal(block.Bytes, cert.RawSubjectPublicKeyInfo) || !key.PublicKey.Equal(cert.PublicKey) {
 		t.Error("another key was recovered")
 	}

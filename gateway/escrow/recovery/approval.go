@@ -50,7 +50,7 @@ func Approve(f *File, code string, agent *x509.Certificate, key crypto.Decrypter
 	if err := s.Check(); err != nil {
 		return nil, fmt.Errorf("case %d: %w", f.Case, err)
 	}
-	if !s.codeIs(code) {
+	if !codeIs(s.Code(), code) {
 		return nil, fmt.Errorf("case %d: %w: do not approve; ask %s for the code, by phone or in person", f.Case, ErrCode, s.Manager)
 	}
 	if now.After(f.Expires) {
