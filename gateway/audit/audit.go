@@ -39,6 +39,7 @@ const (
 	KeyArchived       Event = "key-archived"
 	KeyImported       Event = "key-imported"
 	KeyRecovered      Event = "key-recovered"
+	KeyExported       Event = "key-exported" // still closed
 	RecoveryRefused   Event = "recovery-refused"
 	CaseOpened        Event = "recovery-opened"
 	CaseApproved      Event = "recovery-approved"

@@ -145,11 +145,16 @@ func (e *Escrow) AddHybridAgent(ctx context.Context, h *quorum.HybridKey, actor 
 }
 
 func (e *Escrow) addAgent(ctx context.Context, a *Agent, actor string) error {
+	if err := a.usable(e.o.Now()); err != nil {
+		return fmt.Errorf("%s cannot be a key recovery agent: %w", dn.Show(a.Certificate.RawSubject), err)
+	}
+	return e.designate(ctx, a, actor)
+}
+
+// designate is addAgent for an agent that new keys need not be sealed to.
+func (e *Escrow) designate(ctx context.Context, a *Agent, actor string) error {
 	subject := dn.Show(a.Certificate.RawSubject)
 	a.Fingerprint = Fingerprint(a.Certificate)
-	if err := a.usable(e.o.Now()); err != nil {
-		return fmt.Errorf("%s cannot be a key recovery agent: %w", subject, err)
-	}
 	raw, err := hex.DecodeString(a.Fingerprint)
 	if err != nil {
 		return err

@@ -54,7 +54,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
-	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // Options configure the escrow.
@@ -128,12 +127,15 @@ type Record struct {
 	Recipients  []string
 	Sealed      []byte
 	Certificate []byte // of imported keys
+
+	blob []byte // the key as the client sent it, while it is sealed
 }
 
 // The formats of sealed keys.
 const (
-	FormatCMS    = 1 // CMS EnvelopedData around the PKCS#8 key: any recipient opens it
-	FormatShared = 2 // quorum.Record
+	FormatCMS     = 1 // CMS EnvelopedData around the PKCS#8 key: any recipient opens it
+	FormatShared  = 2 // quorum.Record
+	FormatKeyBlob = 3 // CMS EnvelopedData around a key blob, as AD CS keeps keys ([MS-WCCE] 3.2.2.6.2.1.3)
 )
 
 // errEnclosed is the one answer to whatever is wrong with an enclosed key behind the exchange key: who could tell the
@@ -195,7 +197,8 @@ func (e *Escrow) Open(ca string, r *wcce.Request, owner Owner) (record *Record, 
 		return nil, errEnclosed(errors.New("the enclosed key is another than the request's"))
 	}
 	keyID := sha256.Sum256(r.CSR.RawSPKI)
-	record = &Record{Source: "enrollment", Algorithm: blob.Algorithm, Bits: blob.Bits, KeyID: keyID[:]}
+	record = &Record{Source: "enrollment", Algorithm: blob.Algorithm, Bits: blob.Bits, KeyID: keyID[:], blob: plain}
+	defer func() { record.blob = nil }()
 	return record, record.seal(blob.PKCS8, owner.Name, policy, agents)
 }
 
@@ -214,12 +217,29 @@ func (r *Record) seal(pkcs8 []byte, owner string, p *Policy, agents []quorum.Rec
 	if r.Format == FormatShared {
 		r.Sealed, err = quorum.Seal(pkcs8, quorum.Terms{KeyID: r.KeyID, Owner: owner, Policy: p.Name, Required: p.Required}, agents)
 	} else {
-		r.Sealed, err = wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, certs...)
+		r.Sealed, err = r.sealCMS(pkcs8, certs)
 	}
 	if err != nil {
 		return fmt.Errorf("escrow: seal: %w", err)
 	}
 	return nil
+}
+
+// sealCMS seals the key blob that Windows's tools read, or PKCS#8 where a key has no such form.
+func (r *Record) sealCMS(pkcs8 []byte, agents []*x509.Certificate) ([]byte, error) {
+	blob := r.blob
+	if blob == nil {
+		key, err := x509.ParsePKCS8PrivateKey(pkcs8)
+		if err != nil {
+			return nil, err
+		}
+		if blob, err = wcce.MarshalKeyBlob(key); err != nil {
+			return wcce.Seal(pkcs8, wcce.OIDAES256CBC, true, agents...)
+		}
+		defer wcce.Wipe(blob)
+	}
+	r.Format = FormatKeyBlob
+	return wcce.Seal(blob, wcce.OIDAES256CBC, true, agents...)
 }
 
 // Fingerprint names a certificate: the SHA-256 of its DER in hexadecimal.
@@ -281,20 +301,7 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	if err := record.seal(pkcs8, owner.Name, policy, agents); err != nil {
 		return 0, err
 	}
-	var id int64
-	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
-		var existing int64
-		switch err := tx.QueryRow("SELECT id FROM escrow_records WHERE key_id = ?", keyID[:]).Scan(&existing); {
-		case err == nil:
-			return fmt.Errorf("this key is archived already, as record %d", existing)
-		case !errors.Is(err, sql.ErrNoRows):
-			return err
-		}
-		var err error
-		id, err = record.Insert(tx, e.o.Now(), 0, actor, owner.Name, dn.Show(cert.RawSubject))
-		return err
-	})
-	return id, err
+	return e.insertImported(ctx, record, cert, actor)
 }
 
 func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {

@@ -166,11 +166,11 @@ func TestAgentsRecoverWhatWasSealedToThem(t *testing.T) {
 	}
 	// OpenSSL, with nothing but the agent's key, opens the record and finds the request's key.
 	keyFile := testpki.PEM(t, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key1))
-	pkcs8, err := testpki.OpenSSL(t, entry.Sealed(), "cms", "-decrypt", "-inform", "DER", "-inkey", keyFile, "-recip", testpki.PEM(t, "CERTIFICATE", kra1.Raw))
+	blob, err := testpki.OpenSSL(t, entry.Sealed(), "cms", "-decrypt", "-inform", "DER", "-inkey", keyFile, "-recip", testpki.PEM(t, "CERTIFICATE", kra1.Raw))
 	if err != nil {
 		t.Fatal("OpenSSL cannot open the record")
 	}
-	public, err := testpki.OpenSSL(t, pkcs8, "pkey", "-inform", "DER", "-pubout")
+	public, err := testpki.OpenSSL(t, blob, "rsa", "-inform", "MSBLOB", "-pubout", "-in", "/dev/stdin")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,7 +141,11 @@ func (n *Entry) openWith(key crypto.Decrypter, agent *x509.Certificate) ([]byte,
 	}
 	for i := range enveloped.Recipients {
 		if r := &enveloped.Recipients[i]; r.Names(agent) {
-			return enveloped.Open(r, key)
+			content, err := enveloped.Open(r, key)
+			if err != nil {
+				return nil, err
+			}
+			return wcce.PrivateKeyDER(content)
 		}
 	}
 	return nil, errors.New("the sealed record does not name the agent")

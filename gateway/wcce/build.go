@@ -70,6 +70,7 @@ type outgoingSigner struct {
 	cert     *x509.Certificate // names the signer by issuer and serial; nil: by keyID
 	keyID    []byte
 	hash     crypto.Hash
+	signed   [][]byte // attributes beside contentType and messageDigest
 	unsigned [][]byte
 }
 
@@ -86,10 +87,14 @@ func signedData(contentType string, content []byte, certs []*x509.Certificate, s
 		addAlgorithm(&d, oidOfHash(s.hash))
 		digests = append(digests, d.BytesOrPanic())
 	}
+	version := int64(3)
+	if contentType == OIDData && !slices.ContainsFunc(signers, func(s outgoingSigner) bool { return s.cert == nil }) { // RFC 5652 5.1
+		version = 1
+	}
 	var b cryptobyte.Builder
 	addContentInfo(&b, OIDSignedData, func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1Int64(3)
+			b.AddASN1Int64(version)
 			addSetOf(b, cbasn1.SET, slices.CompactFunc(digests, bytes.Equal))
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 				b.AddASN1ObjectIdentifier(parsedOID(contentType))
@@ -112,10 +117,10 @@ func signedData(contentType string, content []byte, certs []*x509.Certificate, s
 func (s *outgoingSigner) sign(contentType string, content []byte) ([]byte, error) {
 	var kind cryptobyte.Builder
 	kind.AddASN1ObjectIdentifier(parsedOID(contentType))
-	attrs := [][]byte{
+	attrs := append([][]byte{
 		attribute(OIDContentType, kind.BytesOrPanic()),
 		attribute(OIDMessageDigest, octetString(sum(s.hash, content))),
-	}
+	}, s.signed...)
 	var signed cryptobyte.Builder
 	addSetOf(&signed, cbasn1.SET, attrs)
 	signature, err := s.key.Sign(rand.Reader, sum(s.hash, signed.BytesOrPanic()), s.hash)

@@ -80,7 +80,7 @@ func (a *Archived) read(s *Statement) (record, *x509.Certificate, error) {
 		return nil, nil, fmt.Errorf("archived key %d comes with the certificate of another key (%s)", s.Record, cert.Subject)
 	}
 	switch a.Format {
-	case escrow.FormatCMS:
+	case escrow.FormatCMS, escrow.FormatKeyBlob:
 		enveloped, err := wcce.ParseEnveloped(a.Sealed)
 		if err != nil {
 			return nil, nil, fmt.Errorf("archived key %d: %w", s.Record, err)
@@ -109,9 +109,13 @@ type single struct {
 func (r *single) open(agent *x509.Certificate, key crypto.Decrypter) (*part, error) {
 	for i := range r.enveloped.Recipients {
 		if to := &r.enveloped.Recipients[i]; to.Names(agent) {
-			pkcs8, err := r.enveloped.Open(to, key)
+			content, err := r.enveloped.Open(to, key)
 			if err != nil {
 				return nil, err
+			}
+			pkcs8, err := wcce.PrivateKeyDER(content)
+			if err != nil {
+				return nil, errors.New("the archived key cannot be read")
 			}
 			signer, err := matching(pkcs8, r.cert)
 			if err != nil {
