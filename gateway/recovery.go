@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -65,6 +66,21 @@ func (g *Gateway) ImportOwner(ctx context.Context, name, template string) escrow
 		}
 		return g.isOneOf(ctx, security.NewToken(append(subject.Groups, subject.SID)...), groups)
 	}}
+}
+
+// BlobSigner is the CA that signs the recovery blob of a key whose certificate a CA has issued; of an imported key ("") the
+// first configured one. In front of a foreign CA it is the gateway's own.
+func (g *Gateway) BlobSigner(ctx context.Context, name string) (s escrow.Signer, err error) {
+	ca := g.CA(name)
+	if ca == nil && len(g.CAs) > 0 {
+		ca = g.CAs[0]
+	}
+	if ca == nil {
+		return s, errors.New("there is no CA that signs the recovery blob")
+	}
+	s.Certificate, s.Key, s.Hash, err = ca.Identity.ResponseSigner(ctx)
+	s.Chain = ca.Identity.Chain()
+	return s, err
 }
 
 // isOneOf tells whether a token holds one of the accounts or groups.

@@ -26,7 +26,7 @@ import (
 
 func (a *app) escrowCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover and import them, designate recovery agents"}
-	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.agentsCommand(), a.exchangeCommand())
+	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.escrowImportBlobCommand(), a.escrowExportCommand(), a.agentsCommand(), a.exchangeCommand())
 	return cmd
 }
 
@@ -231,36 +231,6 @@ func readPKCS12(path string, password *passwordFlags) (key any, cert *x509.Certi
 		return nil, nil, nil, fmt.Errorf("%s cannot be opened: %w", path, err)
 	}
 	return key, cert, chain, nil
-}
-
-func (a *app) escrowImportCommand() *cobra.Command {
-	var owner, template string
-	var password passwordFlags
-	cmd := &cobra.Command{
-		Use: "import FILE.p12", Short: "Archive a key that a user has already, from PKCS#12", Args: exactArgs("FILE.p12"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if owner == "" {
-				return usage("say whose key it is with --owner")
-			}
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				key, cert, _, err := readPKCS12(args[0], &password)
-				if err != nil {
-					return err
-				}
-				id, err := g.Escrow.Import(ctx, key, cert, g.ImportOwner(ctx, owner, template), actor())
-				if err != nil {
-					return err
-				}
-				return a.print(map[string]any{"record": id, "owner": owner, "subject": dn.Show(cert.RawSubject)}, func(w *tabwriter.Writer) {
-					row(w, fmt.Sprintf("archived the key of %s as number %d", dn.Show(cert.RawSubject), id))
-				})
-			})
-		},
-	}
-	cmd.Flags().StringVar(&owner, "owner", "", "account that the key belongs to, alice@CORP.EXAMPLE")
-	cmd.Flags().StringVar(&template, "template", "", "template by which the recovery policy is chosen, as if the key was enrolled now")
-	password.add(cmd, "password", "password of the file")
-	return cmd
 }
 
 func (a *app) agentsCommand() *cobra.Command {
