@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/audit/witness"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
@@ -85,6 +86,8 @@ type Gateway struct {
 	linter   *lint.Linter
 	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.
 	auditSigner func() (*audit.Signer, error)
+	witnesses   []*witness.Client
+	secret      []byte // encrypts keys at rest
 	sids        sidCache
 }
 
@@ -117,6 +120,10 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace, ExchangeToken: cfg.Escrow.ExchangeToken,
 		Policies: recoveryPolicies(cfg.Escrow), Now: g.now})
 	if err != nil {
+		return nil, err
+	}
+	g.secret = secret
+	if g.witnesses, err = newWitnesses(cfg.Audit.Witnesses); err != nil {
 		return nil, err
 	}
 	g.auditSigner = sync.OnceValues(func() (*audit.Signer, error) { return loadAuditSigner(cfg.Data, cfg.PublicName, secret) })

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/audit/witness"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -21,6 +23,8 @@ type metrics struct {
 	written  *prometheus.CounterVec
 	leavers  prometheus.Counter
 	held     prometheus.Gauge
+	witness  *prometheus.GaugeVec
+	alarm    *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -41,8 +45,22 @@ func newMetrics() *metrics {
 		held: prometheus.NewGauge(prometheus.GaugeOpts{Name: "enrollgate_leavers_held",
 			Help: "1 if so many accounts are gone that nothing is revoked before an operator confirms it."}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.steps, m.policies, m.written, m.leavers, m.held, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.witness = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "enrollgate_audit_witnessed_lines",
+		Help: "Lines of the audit log that a witness has cosigned."}, []string{"witness"})
+	m.alarm = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "enrollgate_audit_rolled_back",
+		Help: "1 if a witness has seen more lines of the audit log than there are: it was put back to an earlier state."}, []string{"witness"})
+	m.registry.MustRegister(m.witness, m.alarm, m.requests, m.duration, m.steps, m.policies, m.written, m.leavers, m.held, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// witnessed says what became of a checkpoint at a witness.
+func (m *metrics) witnessed(name string, lines int64, err error) {
+	if _, ahead := errors.AsType[*witness.AheadError](err); ahead {
+		m.alarm.WithLabelValues(name).Set(1)
+	} else if err == nil {
+		m.alarm.WithLabelValues(name).Set(0)
+		m.witness.WithLabelValues(name).Set(float64(lines))
+	}
 }
 
 // watch adds gauges that are read from the gateway when somebody looks.

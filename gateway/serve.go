@@ -173,8 +173,14 @@ func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor, cert *certifica
 			return nil, err
 		}
 	}
+	witnessing, err := g.witnessHandler()
+	if err != nil {
+		return nil, err
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
+		case strings.HasPrefix(r.URL.Path, witnessPath):
+			witnessing.ServeHTTP(w, r)
 		case strings.HasPrefix(r.URL.Path, cases.Prefix):
 			recovery.ServeHTTP(w, r)
 		case byPassword != nil && soap.Password.Has(r.URL.Path):

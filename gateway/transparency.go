@@ -30,19 +30,27 @@ func (g *Gateway) AuditSigner() (*audit.Signer, error) { return g.auditSigner() 
 
 // loadAuditSigner reads the log's key, or makes it.
 func loadAuditSigner(dir, name string, secret []byte) (*audit.Signer, error) {
-	path := filepath.Join(dir, "audit.key")
+	key, err := loadEd25519(filepath.Join(dir, "audit.key"), secret)
+	if err != nil {
+		return nil, fmt.Errorf("the audit log's key: %w", err)
+	}
+	return audit.NewSigner(name, key)
+}
+
+// loadEd25519 reads a key, or makes it. It is encrypted at rest.
+func loadEd25519(path string, secret []byte) (ed25519.PrivateKey, error) {
 	signer, err := identity.LoadOrCreateKey(path, secret, func() (crypto.Signer, error) {
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		return key, err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("the audit log's key: %w", err)
+		return nil, err
 	}
 	key, ok := signer.(ed25519.PrivateKey)
 	if !ok {
-		return nil, fmt.Errorf("the audit log's key: %s is not an Ed25519 key, but %T", path, signer.Public())
+		return nil, fmt.Errorf("%s is not an Ed25519 key, but %T", path, signer.Public())
 	}
-	return audit.NewSigner(name, key)
+	return key, nil
 }
 
 // Checkpoint signs the audit log as it is.
@@ -81,8 +89,12 @@ func (g *Gateway) signLog(ctx context.Context) {
 	tick := time.NewTicker(checkpointEvery)
 	defer tick.Stop()
 	for {
-		if _, err := g.Checkpoint(ctx); err != nil && ctx.Err() == nil {
+		if c, err := g.Checkpoint(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("the audit log cannot be signed")
+		} else if err == nil {
+			if err := g.Cosign(ctx, c); err != nil && ctx.Err() == nil {
+				g.Log.WithError(err).Error("the audit log is not witnessed")
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -1,10 +1,12 @@
 package templates
 
 import (
+	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -231,6 +233,21 @@ func knownNames(der []byte) (out []string) {
 		}
 	}
 	return out
+}
+
+// UserPrincipalName is the first one among a certificate's alternative names; "" where there is none.
+func UserPrincipalName(cert *x509.Certificate) string {
+	for _, e := range cert.Extensions {
+		if e.Id.String() != "2.5.29.17" {
+			continue
+		}
+		for _, name := range knownNames(e.Value) {
+			if upn, ok := strings.CutPrefix(name, "upn:"); ok {
+				return upn
+			}
+		}
+	}
+	return ""
 }
 
 func generalName(tag cbasn1.Tag, value cryptobyte.String) (string, error) {

@@ -19,12 +19,13 @@ import (
 
 func (a *app) auditCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "audit", Short: "Read, sign, prove and verify the audit log"}
-	cmd.AddCommand(a.auditVerifyCommand(), a.auditExportCommand(), a.auditCheckpointCommand(), a.auditProveCommand(), a.auditCheckCommand())
+	cmd.AddCommand(a.auditVerifyCommand(), a.auditExportCommand(), a.auditCheckpointCommand(), a.auditProveCommand(), a.auditCheckCommand(), a.auditWitnessCommand())
 	return cmd
 }
 
 func (a *app) auditVerifyCommand() *cobra.Command {
 	var checkpoints, receipts []string
+	var ask bool
 	cmd := &cobra.Command{
 		Use: "verify", Short: "Check that no line of the audit log was changed or removed", Args: exactArgs(),
 		Long: "Verify recomputes the log and compares it with its signed checkpoints. With --checkpoint it also compares it with one that\n" +
@@ -61,10 +62,29 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(map[string]any{"lines": n, "intact": true}, func(w *tabwriter.Writer) { row(w, fmt.Sprintf("%d lines, intact", n)) })
+				if ask {
+					c, err := g.Checkpoint(ctx)
+					if err != nil {
+						return err
+					}
+					if err := g.Cosign(ctx, c); err != nil {
+						return err
+					}
+				}
+				witnessed, err := g.Witnessed(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(map[string]any{"lines": n, "intact": true, "witnessed": witnessed}, func(w *tabwriter.Writer) {
+					row(w, fmt.Sprintf("%d lines, intact", n))
+					for _, by := range witnessed {
+						row(w, fmt.Sprintf("%d lines witnessed by %s, %s", by.Lines, by.Witness, dayOrNever(by.Time)))
+					}
+				})
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&ask, "ask-witnesses", false, "ask the witnesses now: they know how long the log was")
 	cmd.Flags().StringSliceVar(&receipts, "receipt", nil, "LINE:HASH that the log must have, as recovery commands print it")
 	cmd.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "file with a checkpoint that was kept elsewhere")
 	return cmd
@@ -212,4 +232,35 @@ func (a *app) auditCheckCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&key, "log-key", "", "public key of the log")
 	return cmd
+}
+
+func (a *app) auditWitnessCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "witness", Short: "Show the key that this gateway cosigns other instances' logs with, and what it has seen of them", Args: exactArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				own, err := g.Witness()
+				if err != nil {
+					return err
+				}
+				states, err := own.States(ctx)
+				if err != nil {
+					return err
+				}
+				return a.print(map[string]any{"key": own.Key(), "logs": states}, func(w *tabwriter.Writer) {
+					row(w, "key: "+own.Key())
+					for _, s := range states {
+						row(w, fmt.Sprintf("%s: %d lines, %s", s.Log, s.Size, day(s.Seen)))
+					}
+				})
+			})
+		},
+	}
+}
+
+func dayOrNever(t *time.Time) string {
+	if t == nil {
+		return "never"
+	}
+	return day(*t)
 }

@@ -56,6 +56,12 @@ type Checkpoint struct {
 	Note string // the signed text
 }
 
+// Text is what is signed: the log's name, the size and the root.
+func (c *Checkpoint) Text() string {
+	text, _, _ := strings.Cut(c.Note, "\n\n")
+	return text + "\n"
+}
+
 // OpenCheckpoint checks the signature of a checkpoint and reads it.
 func OpenCheckpoint(text string, v note.Verifier) (*Checkpoint, error) {
 	n, err := note.Open([]byte(text), note.VerifierList(v))
@@ -121,6 +127,48 @@ func Sign(ctx context.Context, tx *sql.Tx, now time.Time, s *Signer) (*Checkpoin
 		return nil, fmt.Errorf("audit: %w", err)
 	}
 	return &Checkpoint{n, root, string(signed)}, nil
+}
+
+// ProveBegin makes the proof that the log of a checkpoint begins with its first old lines (RFC 6962 2.1.2); none is needed from
+// nothing or from the same size.
+func ProveBegin(ctx context.Context, db *sql.DB, c *Checkpoint, old int64) (tlog.TreeProof, error) {
+	if old <= 0 || old >= c.Size {
+		return nil, nil
+	}
+	p, err := tlog.ProveTree(c.Size, old, nodes{ctx, db})
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return p, nil
+}
+
+// Cosign keeps the cosignatures of witnesses (signature lines) with a checkpoint.
+func Cosign(ctx context.Context, tx *sql.Tx, c *Checkpoint, lines string) error {
+	_, err := tx.ExecContext(ctx, "UPDATE audit_checkpoints SET note = ? WHERE size = ?", c.Note+lines, c.Size)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	c.Note += lines
+	return nil
+}
+
+// LastCosigned is the newest checkpoint that a witness has cosigned, with its signature; nil where there is none.
+func LastCosigned(ctx context.Context, db *sql.DB, witness note.Verifier) (*Checkpoint, *note.Signature, error) {
+	rows, err := db.QueryContext(ctx, "SELECT size, note FROM audit_checkpoints ORDER BY size DESC")
+	if err != nil {
+		return nil, nil, fmt.Errorf("audit: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		c := &Checkpoint{}
+		if err := rows.Scan(&c.Size, &c.Note); err != nil {
+			return nil, nil, fmt.Errorf("audit: %w", err)
+		}
+		if n, err := note.Open([]byte(c.Note), note.VerifierList(witness)); err == nil {
+			return c, &n.Sigs[0], nil
+		}
+	}
+	return nil, nil, rows.Err()
 }
 
 // begins requires that a log of n lines begins with what the checkpoint says.

@@ -38,6 +38,7 @@ type Config struct {
 	AcceptRisk       []Risk      `yaml:"accept_risk"`
 	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
 	Escrow           Escrow      `yaml:"escrow"`
+	Audit            Audit       `yaml:"audit"`
 	Publish          Publish     `yaml:"publish"`
 	Leavers          Leavers     `yaml:"leavers"`
 	Log              Log         `yaml:"log"`
@@ -233,6 +234,9 @@ func (c *Config) resolve(dir string) {
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 	}
+	for i := range c.Audit.Witnesses {
+		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
+	}
 	for _, p := range paths {
 		if *p != "" && !filepath.IsAbs(*p) && !pkcs11.IsURI(*p) {
 			*p = filepath.Join(dir, *p)
@@ -291,6 +295,7 @@ func (c *Config) Check() []string {
 			"enrollment_agents[%d]: agents, subjects and templates are needed: who may enroll whom, by which templates", i)
 	}
 	c.Escrow.check(need)
+	c.Audit.check(need)
 	_, err := lint.New(c.Lint.Accept)
 	need(err == nil, "lint.accept: %v", err)
 	out = append(out, c.checkRisks()...)
