@@ -29,6 +29,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/publish"
 	"github.com/enrollgate/enrollgate/gateway/store"
@@ -100,7 +101,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 			opened.DB.Close()
 		}
 	}()
-	if err := forbidCoreDumps(); err != nil {
+	if err := memory.ForbidCoreDumps(); err != nil {
 		return nil, err
 	}
 	if g.linter, err = lint.New(cfg.Lint.Accept); err != nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/leavers"
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // Limits of the listeners. A ticket of a user in a thousand groups has 64 KiB, in base64 and with headers around it.
@@ -73,17 +72,6 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 		ready()
 	}
 	return group.Wait()
-}
-
-// forbidCoreDumps keeps private keys out of core files (invariant: a key in the clear is only in memory that is wiped).
-func forbidCoreDumps() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core dumps: %w", err)
-	}
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid core dumps: %w", err)
-	}
-	return nil
 }
 
 type listener struct {

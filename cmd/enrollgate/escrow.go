@@ -117,14 +117,18 @@ func (f *recoverFlags) entries(ctx context.Context, g *gateway.Gateway, args []s
 		}
 		return []escrow.Entry{*entry}, nil
 	}
-	list, err := g.Escrow.List(ctx, f.owner, maxHistory)
+	return issued(ctx, g, f.owner)
+}
+
+// issued are a person's archived keys that have a certificate, newest first, and at least one.
+func issued(ctx context.Context, g *gateway.Gateway, owner string) ([]escrow.Entry, error) {
+	list, err := g.Escrow.List(ctx, owner, maxHistory)
 	if err != nil {
 		return nil, err
 	}
-	// Without a certificate it was never issued.
 	list = slices.DeleteFunc(list, func(e escrow.Entry) bool { _, err := e.Certificate(); return err != nil })
 	if len(list) == 0 {
-		return nil, fmt.Errorf("no key of %s is archived", f.owner)
+		return nil, fmt.Errorf("no key of %s is archived", owner)
 	}
 	return list, nil
 }
@@ -204,12 +208,9 @@ func findEntry(ctx context.Context, g *gateway.Gateway, args []string, serial, o
 	case serial != "":
 		return g.Escrow.BySerial(ctx, serial)
 	case owner != "":
-		list, err := g.Escrow.List(ctx, owner, 1)
+		list, err := issued(ctx, g, owner)
 		if err != nil {
 			return nil, err
-		}
-		if len(list) == 0 {
-			return nil, fmt.Errorf("no key of %s is archived", owner)
 		}
 		return &list[0], nil
 	}

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/spf13/cobra"
 )
 
@@ -40,7 +41,13 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.cause }
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	if err := memory.ForbidCoreDumps(); err != nil { // each command may have a key in its memory
+		fmt.Fprintln(os.Stderr, "enrollgate: "+err.Error())
+		os.Exit(exitFailed)
+	}
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/spf13/cobra"
 )
 
@@ -24,6 +25,9 @@ func (a *app) serveCommand() *cobra.Command {
 			log, err := gateway.NewLogger(cfg.Log)
 			if err != nil {
 				return err
+			}
+			if err := memory.Lock(); err != nil {
+				log.WithError(err).Warn("private keys could get into swap")
 			}
 			g, err := gateway.New(cmd.Context(), cfg, log)
 			if err != nil {

@@ -159,23 +159,35 @@ func parseBCryptRSA(blob []byte, full bool, order binary.ByteOrder) (*KeyBlob, e
 	return parts.blob(form, int(bits))
 }
 
-// derive computes what the short form leaves out.
+// derive computes what the short form leaves out: d = (1 + k·φ)/e with k = −1/φ mod e, dP, dQ and qInv.
 func (r *rsaParts) derive() error {
-	e, p, q := number(r.e), number(r.p), number(r.q)
-	one := big.NewInt(1)
-	p1, q1 := new(big.Int).Sub(p, one), new(big.Int).Sub(q, one)
-	defer wipeInts(p, q, p1, q1)
-	if p1.Sign() <= 0 || q1.Sign() <= 0 {
+	e := uint64(0)
+	for _, octet := range r.e {
+		e = e<<8 | uint64(octet)
+	}
+	p, q := wordsOf(r.p), wordsOf(r.q)
+	defer wipeWords(p, q)
+	if e < 3 || e&1 == 0 || len(p.trim()) == 0 || len(q.trim()) == 0 {
 		return errInconsistent
 	}
-	phi := new(big.Int).Mul(p1, q1)
-	d, qInv := new(big.Int).ModInverse(e, phi), new(big.Int).ModInverse(q, p)
-	if d == nil || qInv == nil {
+	p1, q1 := p.minusOne(), q.minusOne()
+	phi := p1.mul(q1)
+	defer wipeWords(p1, q1, phi)
+	small := phi.mod(words{e})
+	inverse, ok := small.inverse(words{e})
+	if !ok || len(p1.trim()) == 0 || len(q1.trim()) == 0 {
 		return errInconsistent
 	}
-	dP, dQ := new(big.Int).Mod(d, p1), new(big.Int).Mod(d, q1)
-	defer wipeInts(phi, d, qInv, dP, dQ)
-	r.d, r.dP, r.dQ, r.qInv = d.Bytes(), dP.Bytes(), dQ.Bytes(), qInv.Bytes()
+	d := phi.mul(words{e - inverse[0]}) // k·φ
+	d.add(words{1})
+	d.divide(e)
+	qInv, ok := q.inverse(p)
+	dP, dQ := d.mod(p1), d.mod(q1)
+	defer wipeWords(small, inverse, d, qInv, dP, dQ)
+	if !ok {
+		return errInconsistent
+	}
+	r.d, r.dP, r.dQ, r.qInv = d.bytes(len(r.n)), dP.bytes(len(r.p)), dQ.bytes(len(r.q)), qInv.bytes(len(r.p))
 	return nil
 }
 
@@ -183,28 +195,41 @@ var errInconsistent = errors.New("key blob: the parts of the key do not belong t
 
 func number(b []byte) *big.Int { return new(big.Int).SetBytes(b) }
 
-// wipeInts overwrites the words of secret numbers. Temporaries inside math/big are out of reach.
-func wipeInts(secrets ...*big.Int) {
+func wipeWords(secrets ...words) {
 	for _, x := range secrets {
-		clear(x.Bits())
+		clear(x)
 	}
 }
 
 // check proves that the parts form one RSA key, without the costly primality tests of rsa.PrivateKey.Validate:
 // n = p·q, e·dP ≡ 1 mod p−1, e·dQ ≡ 1 mod q−1, dP and dQ from d, q·qInv ≡ 1 mod p. d may be reduced by the least common multiple.
 func (r *rsaParts) check(bits int) error {
-	n, e, d, p, q := number(r.n), number(r.e), number(r.d), number(r.p), number(r.q)
-	dP, dQ, qInv := number(r.dP), number(r.dQ), number(r.qInv)
-	one, t := big.NewInt(1), new(big.Int)
-	p1, q1 := new(big.Int).Sub(p, one), new(big.Int).Sub(q, one)
-	defer wipeInts(d, p, q, dP, dQ, qInv, p1, q1, t)
-	if n.BitLen() != bits || e.BitLen() < 2 || e.BitLen() > 31 || e.Bit(0) == 0 || p1.Sign() <= 0 || q1.Sign() <= 0 {
+	n, e := number(r.n), number(r.e)
+	if n.BitLen() != bits || e.BitLen() < 2 || e.BitLen() > 31 || e.Bit(0) == 0 {
 		return errInconsistent
 	}
-	isOne := func(a, b, modulus *big.Int) bool { return t.Mod(t.Mul(a, b), modulus).Cmp(one) == 0 }
-	switch {
-	case t.Mul(p, q).Cmp(n) != 0, t.Mod(d, p1).Cmp(dP) != 0, t.Mod(d, q1).Cmp(dQ) != 0,
-		!isOne(e, dP, p1), !isOne(e, dQ, q1), !isOne(q, qInv, p):
+	exponent := words{e.Uint64()}
+	d, p, q := wordsOf(r.d), wordsOf(r.p), wordsOf(r.q)
+	dP, dQ, qInv := wordsOf(r.dP), wordsOf(r.dQ), wordsOf(r.qInv)
+	product := p.mul(q)
+	defer wipeWords(d, p, q, dP, dQ, qInv, product)
+	if !product.equal(wordsOf(r.n)) { // so that neither is zero
+		return errInconsistent
+	}
+	p1, q1 := p.minusOne(), q.minusOne()
+	defer wipeWords(p1, q1)
+	if len(p1.trim()) == 0 || len(q1.trim()) == 0 {
+		return errInconsistent
+	}
+	isOne := func(a, b, modulus words) bool {
+		product := a.mul(b)
+		rest := product.mod(modulus)
+		defer wipeWords(product, rest)
+		return rest.isOne()
+	}
+	fromD, fromD2 := d.mod(p1), d.mod(q1)
+	defer wipeWords(fromD, fromD2)
+	if !fromD.equal(dP) || !fromD2.equal(dQ) || !isOne(exponent, dP, p1) || !isOne(exponent, dQ, q1) || !isOne(q, qInv, p) {
 		return errInconsistent
 	}
 	return nil

@@ -22,6 +22,9 @@ type Process struct {
 	Env []string // variables that Start adds
 
 	world  *World
+	// Dir is where the process runs; "" is the test's.
+	Dir string
+
 	binary string
 	config string
 	cmd    *exec.Cmd
@@ -55,7 +58,7 @@ func (p *Process) Start(t testing.TB) {
 	t.Helper()
 	p.log = &bytes.Buffer{}
 	p.cmd = exec.Command(p.binary, "serve", "--config", p.config)
-	p.cmd.Env = append(os.Environ(), p.Env...)
+	p.cmd.Env, p.cmd.Dir = append(os.Environ(), p.Env...), p.Dir
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -156,6 +156,9 @@ log: {level: error, format: text}
 `, filepath.Join(w.dir, "data"), Env("LAB_GATEWAY"), Env("LAB_GW_IP"), Env("LAB_TLS_PEM"), Env("LAB_TLS_KEY"), Env("LAB_KEYTAB_SVC"),
 		Env("LAB_LDAP_URL"), Env("KRB5_CONFIG"), CAName, Env("LAB_ISSUING_CA_PEM"))
 	if key, _, ok := strings.Cut(section, ":"); ok {
+		if !strings.Contains(text, "\n"+key+":") {
+			text += key + ":\n"
+		}
 		text = regexp.MustCompile(`(?m)^`+key+`:.*$`).ReplaceAllLiteralString(text, section)
 	}
 	path := filepath.Join(w.dir, "enrollgate.yaml")
@@ -166,6 +169,9 @@ log: {level: error, format: text}
 	}
 	return path
 }
+
+// Dir is where the gateway's files are.
+func (w *World) Dir() string { return w.dir }
 
 // Client is a SOAP client with an account's ticket.
 type Client struct {
