@@ -126,7 +126,7 @@ func (x words) mod(m words) words {
 	shiftLeft(v, m, shift)
 	shiftLeft(u, x, shift)
 	for j := len(u) - n - 1; j >= 0; j-- {
-		u[j:j+n+1].reduce(v)
+		u[j : j+n+1].reduce(v)
 	}
 	out := make(words, n)
 	for i := range out { // u[n] is zero

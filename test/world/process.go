@@ -21,7 +21,7 @@ import (
 type Process struct {
 	Env []string // variables that Start adds
 
-	world  *World
+	world *World
 	// Dir is where the process runs; "" is the test's.
 	Dir string
 
