@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
@@ -79,6 +80,7 @@ type Gateway struct {
 	now      func() time.Time
 	policies policyCache
 	risks    hazardCache
+	holdings atomic.Pointer[[]escrow.Holding] // as counted last
 	metrics  *metrics
 	linter   *lint.Linter
 	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -186,67 +185,6 @@ func (a *app) escrowImportCommand() *cobra.Command {
 	cmd.Flags().StringVar(&template, "template", "", "template by which the recovery policy is chosen, as if the key was enrolled now")
 	password.add(cmd, "password", "password of the file")
 	return cmd
-}
-
-func (a *app) agentsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "agents", Short: "Look at and designate key recovery agents"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "list", Short: "List the agents that new keys are sealed to", Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error { return a.listAgents(ctx, g) })
-		},
-	}, &cobra.Command{
-		Use: "add CERTIFICATE", Short: "Designate an agent by a certificate in PEM form", Args: exactArgs("CERTIFICATE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			certs, err := local.LoadCertificates(args[0])
-			if err != nil {
-				return err
-			}
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				if err := g.Escrow.AddAgent(ctx, certs[0], actor()); err != nil {
-					return err
-				}
-				return a.listAgents(ctx, g)
-			})
-		},
-	}, &cobra.Command{
-		Use: "remove FINGERPRINT", Short: "End an agent's designation", Args: exactArgs("FINGERPRINT"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				if err := g.Escrow.RemoveAgent(ctx, strings.ToLower(args[0]), actor()); err != nil {
-					return err
-				}
-				return a.listAgents(ctx, g)
-			})
-		},
-	})
-	return cmd
-}
-
-type agentRow struct {
-	Subject     string    `json:"subject"`
-	Fingerprint string    `json:"fingerprint"`
-	NotAfter    time.Time `json:"not_after"`
-	Added       time.Time `json:"added"`
-	AddedBy     string    `json:"added_by"`
-	Status      string    `json:"status"`
-}
-
-func (a *app) listAgents(ctx context.Context, g *gateway.Gateway) error {
-	agents, err := g.Escrow.Agents(ctx)
-	if err != nil {
-		return err
-	}
-	rows := []agentRow{}
-	for _, n := range agents {
-		rows = append(rows, agentRow{dn.Show(n.Certificate.RawSubject), n.Fingerprint, n.Certificate.NotAfter.UTC(), n.Added, n.AddedBy, n.Status(time.Now())})
-	}
-	return a.print(rows, func(w *tabwriter.Writer) {
-		row(w, "AGENT", "VALID UNTIL", "STATUS", "ADDED BY", "FINGERPRINT")
-		for _, r := range rows {
-			row(w, r.Subject, day(r.NotAfter), r.Status, r.AddedBy, r.Fingerprint)
-		}
-	})
 }
 
 func (a *app) exchangeCommand() *cobra.Command {

@@ -1,6 +1,7 @@
 package escrow
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
@@ -26,6 +27,35 @@ type Agent struct {
 	Added       time.Time
 	AddedBy     string
 	Revoked     bool
+	// Holder is the SID of the account that the certificate was issued to; "" where another CA did.
+	Holder string
+
+	former bool // no longer designated
+}
+
+// samePerson tells whether two agents are one: the account that both certificates were issued to, or their key, is the same.
+func (a *Agent) samePerson(b *Agent) bool {
+	return a.Holder != "" && a.Holder == b.Holder || sameKey(a.Certificate, b.Certificate)
+}
+
+func sameKey(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
+}
+
+// people leaves one agent for each person, that with the newest certificate. While a certificate and its renewal are both
+// designated, nobody gets two shares of one key.
+func people(agents []Agent) []Agent {
+	newest := slices.SortedStableFunc(slices.Values(agents), func(a, b Agent) int { return b.Certificate.NotBefore.Compare(a.Certificate.NotBefore) })
+	var out []Agent
+	for i := range newest {
+		if !slices.ContainsFunc(out, func(b Agent) bool { return b.samePerson(&newest[i]) }) {
+			out = append(out, newest[i])
+		}
+	}
+	// In the order of their designation.
+	return slices.DeleteFunc(slices.Clone(agents), func(a Agent) bool {
+		return !slices.ContainsFunc(out, func(b Agent) bool { return b.Fingerprint == a.Fingerprint })
+	})
 }
 
 // usable tells whether new keys may be sealed to the agent ([MS-WCCE] 2.2.3.1).
@@ -70,7 +100,13 @@ func (a *Agent) Status(now time.Time) string {
 
 // Agents returns the designated agents, oldest first.
 func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
-	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by FROM escrow_agents WHERE removed = 0 ORDER BY added, fingerprint")
+	known, err := e.known(ctx)
+	return slices.DeleteFunc(known, func(a Agent) bool { return a.former }), err
+}
+
+// known are all agents that were ever designated, oldest first.
+func (e *Escrow) known(ctx context.Context) ([]Agent, error) {
+	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by, removed FROM escrow_agents ORDER BY added, fingerprint")
 	if err != nil {
 		return nil, fmt.Errorf("escrow agents: %w", err)
 	}
@@ -78,36 +114,47 @@ func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
 	var out []Agent
 	for rows.Next() {
 		var der []byte
-		var added int64
+		var added, removed int64
 		var a Agent
-		if err := rows.Scan(&der, &added, &a.AddedBy); err != nil {
+		if err := rows.Scan(&der, &added, &a.AddedBy, &removed); err != nil {
 			return nil, fmt.Errorf("escrow agents: %w", err)
 		}
 		if a.Certificate, err = x509.ParseCertificate(der); err != nil {
 			return nil, fmt.Errorf("escrow agents: stored certificate: %w", err)
 		}
-		a.Fingerprint, a.Added = Fingerprint(a.Certificate), time.UnixMilli(added).UTC()
+		a.Fingerprint, a.Added, a.former = Fingerprint(a.Certificate), time.UnixMilli(added).UTC(), removed != 0
 		out = append(out, a)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("escrow agents: %w", err)
 	}
-	return out, e.markRevoked(ctx, out)
+	return out, e.askLedger(ctx, out)
 }
 
-// markRevoked looks the agents up among the certificates that were revoked here.
-func (e *Escrow) markRevoked(ctx context.Context, agents []Agent) error {
+// askLedger finds out whose the certificates are that were issued here, and which were revoked.
+func (e *Escrow) askLedger(ctx context.Context, agents []Agent) error {
 	for i := range agents {
-		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT 1 FROM requests WHERE serial = ? AND certificate = ? AND revoked <> 0`,
-			agents[i].Certificate.SerialNumber.Text(16), agents[i].Certificate.Raw).Scan(new(int))
-		switch {
-		case err == nil:
-			agents[i].Revoked = true
-		case !errors.Is(err, sql.ErrNoRows):
+		a := &agents[i]
+		var revoked int64
+		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT subject_sid, revoked FROM requests WHERE serial = ? AND certificate = ? ORDER BY revoked DESC LIMIT 1`,
+			a.Certificate.SerialNumber.Text(16), a.Certificate.Raw).Scan(&a.Holder, &revoked)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("escrow agents: %w", err)
 		}
+		a.Revoked = revoked != 0
 	}
 	return nil
+}
+
+// WasAgent tells whether a certificate was designated once, and no longer is: only a person designates it again.
+func (e *Escrow) WasAgent(ctx context.Context, fingerprint string) (bool, error) {
+	known, err := e.known(ctx)
+	return slices.ContainsFunc(known, func(a Agent) bool { return a.former && a.Fingerprint == fingerprint }), err
+}
+
+// MayBeAgent tells whether a certificate can be an agent's now; the error says why not.
+func (e *Escrow) MayBeAgent(cert *x509.Certificate) error {
+	return (&Agent{Certificate: cert}).usable(e.o.Now())
 }
 
 // AddAgent designates an agent. New keys are sealed to it; keys archived before are not.

@@ -59,7 +59,12 @@ func (e *Escrow) PolicyFor(o Owner) (*Policy, error) {
 		}
 		return p, nil
 	}
-	return &Policy{Name: DefaultPolicy, Agents: []string{AllAgents}, Required: 1, Minimum: 1}, nil
+	p := defaultPolicy()
+	return &p, nil
+}
+
+func defaultPolicy() Policy {
+	return Policy{Name: DefaultPolicy, Agents: []string{AllAgents}, Required: 1, Minimum: 1}
 }
 
 // Policy finds a policy by the name that is kept with a record.
@@ -89,9 +94,10 @@ func (p *Policy) has(a *Agent) bool {
 	})
 }
 
-// validAgents are the policy's agents that new keys may be sealed to; an error where there are fewer than its minimum.
+// validAgents are the policy's agents that new keys may be sealed to, each person once; an error where there are fewer than
+// its minimum.
 func (e *Escrow) validAgents(p *Policy) ([]*x509.Certificate, error) {
-	var valid []*x509.Certificate
+	var valid []Agent
 	var reasons string
 	now := e.o.Now()
 	for _, a := range *e.agents.Load() {
@@ -102,8 +108,9 @@ func (e *Escrow) validAgents(p *Policy) ([]*x509.Certificate, error) {
 			reasons += fmt.Sprintf("; %s: %v", dn.Show(a.Certificate.RawSubject), err)
 			continue
 		}
-		valid = append(valid, a.Certificate)
+		valid = append(valid, a)
 	}
+	valid = people(valid)
 	const fix = "add one: enrollgate escrow agents add CERTIFICATE"
 	switch need := max(p.Minimum, p.Required, 1); {
 	case len(valid) == 0:
@@ -111,7 +118,11 @@ func (e *Escrow) validAgents(p *Policy) ([]*x509.Certificate, error) {
 	case len(valid) < need:
 		return nil, hresult.New(hresult.NoValidKRA, "recovery policy %q: %d key recovery agents have a valid certificate, %d are needed%s", p.Name, len(valid), need, reasons).WithFix(fix)
 	}
-	return valid, nil
+	var certs []*x509.Certificate
+	for _, a := range valid {
+		certs = append(certs, a.Certificate)
+	}
+	return certs, nil
 }
 
 // Policies are the configured ones.

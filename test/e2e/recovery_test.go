@@ -45,6 +45,16 @@ type recoveryAgent struct {
 // designate lets somebody enroll for the agents' template and makes the certificate an agent's.
 func designate(t testing.TB, w *world.World, account string) *recoveryAgent {
 	t.Helper()
+	a := enrollAgent(t, w, account)
+	if err := w.Escrow.AddAgent(background, a.cert, "test"); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// enrollAgent lets somebody enroll for the agents' template.
+func enrollAgent(t testing.TB, w *world.World, account string) *recoveryAgent {
+	t.Helper()
 	c := w.Client(t, account)
 	der, key := world.Request(t, "LabKRA", nil)
 	reply, err := c.Submit(t, der)
@@ -57,11 +67,7 @@ func designate(t testing.TB, w *world.World, account string) *recoveryAgent {
 	if reply, err = c.Poll(t, reply.RequestID); err != nil {
 		t.Fatal(err)
 	}
-	cert := testpki.Cert(t, reply.Certificate)
-	if err := w.Escrow.AddAgent(background, cert, "test"); err != nil {
-		t.Fatal(err)
-	}
-	return &recoveryAgent{account, key, cert}
+	return &recoveryAgent{account, key, testpki.Cert(t, reply.Certificate)}
 }
 
 func parseID(t testing.TB, text string) (id int64) {
