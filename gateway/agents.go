@@ -224,6 +224,7 @@ func (g *Gateway) watchAgents(ctx context.Context) {
 		if now := g.now(); err == nil && now.Sub(logged) >= healthPeriod {
 			logged = now
 			g.logHealth(h)
+			g.logUnknownNames(ctx)
 		}
 		select {
 		case <-ctx.Done():
@@ -240,6 +241,19 @@ func (g *Gateway) logHealth(h *escrow.Health) {
 			log.Error(w.Text)
 		} else {
 			log.Warn(w.Text)
+		}
+	}
+}
+
+// logUnknownNames says which recovery policies name accounts or groups that cannot be found: nobody has a role of those, and the
+// keys of owners that only their groups tell are not archived.
+func (g *Gateway) logUnknownNames(ctx context.Context) {
+	for _, p := range g.Escrow.Policies() {
+		for _, name := range slices.Concat(p.Groups, p.Managers, p.Approvers) {
+			if _, err := g.sids.of(ctx, g, name); err != nil && ctx.Err() == nil {
+				g.Log.WithField("policy", p.Name).WithError(err).Error("the recovery policy cannot be used: correct the name under escrow.policies")
+				break
+			}
 		}
 	}
 }

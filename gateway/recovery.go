@@ -11,6 +11,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -170,8 +171,7 @@ func (w *statusWriter) WriteHeader(status int) {
 // newCases joins the cases with the directory and the ledger.
 func (g *Gateway) newCases() *cases.Cases {
 	return cases.New(cases.Options{
-		DB: g.DB, Escrow: g.Escrow, Now: g.now, Chain: g.ChainOf,
-		IsOneOf: g.isStillOneOf,
+		Roles: people.Roles{DB: g.DB, Escrow: g.Escrow, Now: g.now, IsOneOf: g.isStillOneOf}, Chain: g.ChainOf,
 		Account: func(ctx context.Context, name string) (templates.Subject, error) {
 			return g.Directory.SubjectByName(ctx, name)
 		},

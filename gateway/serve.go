@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/leavers"
 	"github.com/enrollgate/enrollgate/gateway/soap"
@@ -176,7 +176,7 @@ func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor, cert *certifica
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case strings.HasPrefix(r.URL.Path, cases.Prefix):
+		case strings.HasPrefix(r.URL.Path, people.Prefix):
 			recovery.ServeHTTP(w, r)
 		case byPassword != nil && soap.Password.Has(r.URL.Path):
 			byPassword.ServeHTTP(w, r)

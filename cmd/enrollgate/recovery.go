@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -42,7 +43,7 @@ func (a *app) withCases(cmd *cobra.Command, f *gatewayFlags, do func(ctx context
 		return err
 	}
 	defer krb.Close()
-	err = do(cmd.Context(), &cases.Client{HTTP: http, URL: base, Principal: krb.Principal()})
+	err = do(cmd.Context(), &cases.Client{Client: people.Client{HTTP: http, URL: base, Principal: krb.Principal()}})
 	if refusal, ok := errors.AsType[*hresult.Error](err); ok {
 		return &exitError{exitRefused, fmt.Errorf("%s (%s)", refusal.ClientText(), refusal.Code)}
 	}
@@ -158,10 +159,14 @@ func (a *app) recoveryListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List cases, newest first", Args: exactArgs()}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
-			list, err := c.List(ctx)
+			listed, err := c.List(ctx)
 			if err != nil {
 				return err
 			}
+			for name, why := range listed.Unusable {
+				fmt.Fprintf(os.Stderr, "enrollgate: cases of the recovery policy %q are not shown: %s\n", name, why)
+			}
+			list := listed.Cases
 			return a.print(list, func(w *tabwriter.Writer) {
 				row(w, "CASE", "STATE", "APPROVALS", "OPENED", "BY", "KEY OF", "FOR", "EXPIRES", "REASON")
 				for _, k := range list {

@@ -21,6 +21,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -92,7 +93,7 @@ func archived(t testing.TB, w *world.World) (*rsa.PrivateKey, *x509.Certificate)
 
 func casesOf(t testing.TB, w *world.World, account string) *cases.Client {
 	t.Helper()
-	return &cases.Client{HTTP: w.Client(t, account).HTTP, URL: "https://" + world.Env("LAB_GATEWAY"), Principal: account + "@" + world.Env("LAB_REALM")}
+	return &cases.Client{Client: people.Client{HTTP: w.Client(t, account).HTTP, URL: "https://" + world.Env("LAB_GATEWAY"), Principal: account + "@" + world.Env("LAB_REALM")}}
 }
 
 // openCase opens a case for alice's newest key as an account.
@@ -352,7 +353,7 @@ func TestAnAgentWhoLeftTheGroupDoesNotCountAlthoughTheTicketSaysSo(t *testing.T)
 
 func TestTheRecoveryInterfaceRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	w := world.StartChanged(t, "", twoOfThree)
-	url := "https://" + world.Env("LAB_GATEWAY") + cases.Prefix + "cases"
+	url := "https://" + world.Env("LAB_GATEWAY") + people.Prefix + "cases"
 	get, err := w.HTTP().Get(url)
 	if err != nil {
 		t.Fatal(err)
