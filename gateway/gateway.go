@@ -25,6 +25,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/batch"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
@@ -67,6 +68,7 @@ type Gateway struct {
 	Ledger    *ledger.Ledger
 	Escrow    *escrow.Escrow
 	Cases     *cases.Cases
+	Batches   *batch.Batches
 	DB        *store.DB
 	CAs       []*CA
 	Directory Directory
@@ -139,7 +141,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 			return nil, err
 		}
 	}
-	g.Cases = g.newCases()
+	g.Cases, g.Batches = g.newCases()
 	return g, nil
 }
 

@@ -284,6 +284,9 @@ func (g *Gateway) housekeep(ctx context.Context) {
 		if err := g.Cases.Expire(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("recovery cases cannot be ended")
 		}
+		if err := g.Batches.Expire(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("batches cannot be ended")
+		}
 		if g.Escrow.Ready() == nil {
 			for _, ca := range g.CAs {
 				if _, err := g.Escrow.Exchange(ctx, ca.Name, ca.Identity); err != nil && ctx.Err() == nil {

@@ -41,13 +41,13 @@ func (a *app) escrowListCommand() *cobra.Command {
 					list = []escrow.Entry{}
 				}
 				return a.print(list, func(w *tabwriter.Writer) {
-					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "POLICY", "SUBJECT")
+					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "POLICY", "PROVEN", "SUBJECT")
 					for _, e := range list {
 						request := "-"
 						if e.RequestID != 0 {
 							request = fmt.Sprintf("%d %s", e.RequestID, e.State)
 						}
-						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, fmt.Sprintf("%d of %d", e.Required, len(e.Recipients)), e.Policy, e.Subject)
+						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, fmt.Sprintf("%d of %d", e.Required, len(e.Recipients)), e.Policy, day(e.Proven), e.Subject)
 					}
 				})
 			})

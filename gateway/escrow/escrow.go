@@ -325,6 +325,7 @@ type Entry struct {
 	Policy     string    `json:"policy"`
 	Required   int       `json:"required"` // agents that it takes
 	Format     int       `json:"-"`
+	Proven     time.Time `json:"proven,omitzero"` // when it was last proven that agents can open it
 
 	sealed, certificate []byte
 	ca                  string
@@ -332,7 +333,7 @@ type Entry struct {
 
 const entryColumns = `SELECT e.id, e.created, coalesce(e.request_id, 0), e.source, e.owner, e.subject, e.algorithm, e.bits, e.key_id, e.recipients,
 	coalesce(r.serial, ''), coalesce(r.state, ''), coalesce(r.ca, ''), e.sealed, coalesce(e.certificate, r.certificate),
-	e.policy, e.required, e.format
+	e.policy, e.required, e.format, e.proven
 	FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id `
 
 // List returns archived keys, newest first; owner "" means everybody's.
@@ -377,15 +378,18 @@ func (e *Escrow) entries(ctx context.Context, where string, args ...any) ([]Entr
 	var out []Entry
 	for rows.Next() {
 		var n Entry
-		var created int64
+		var created, proven int64
 		var recipients string
 		var keyID []byte
 		if err := rows.Scan(&n.ID, &created, &n.RequestID, &n.Source, &n.Owner, &n.Subject, &n.Algorithm, &n.Bits, &keyID, &recipients,
-			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate, &n.Policy, &n.Required, &n.Format); err != nil {
+			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate, &n.Policy, &n.Required, &n.Format, &proven); err != nil {
 			return nil, fmt.Errorf("escrow: %w", err)
 		}
 		if err := json.Unmarshal([]byte(recipients), &n.Recipients); err != nil {
 			return nil, fmt.Errorf("escrow: record %d: %w", n.ID, err)
+		}
+		if proven != 0 {
+			n.Proven = time.UnixMilli(proven).UTC()
 		}
 		n.Created, n.KeyID = time.UnixMilli(created).UTC(), hex.EncodeToString(keyID)
 		out = append(out, n)

@@ -97,8 +97,10 @@ func (s *Statement) Hash() []byte {
 // Code is the statement's hash for people: 80 bits in four groups. An agent compares it with the one that who opened the case
 // tells on another way than through the gateway; so a gateway that is not to be trusted cannot change what is approved, or put
 // in a case key of its own.
-func (s *Statement) Code() string {
-	text := strings.ToUpper(codeAlphabet.EncodeToString(s.Hash()[:10]))
+func (s *Statement) Code() string { return codeOf(s.Hash()) }
+
+func codeOf(hash []byte) string {
+	text := strings.ToUpper(codeAlphabet.EncodeToString(hash[:10]))
 	return text[:4] + "-" + text[4:8] + "-" + text[8:12] + "-" + text[12:]
 }
 
@@ -106,9 +108,11 @@ func (s *Statement) Code() string {
 var codeAlphabet = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
 // codeIs compares what a person typed.
-func (s *Statement) codeIs(typed string) bool {
+func (s *Statement) codeIs(typed string) bool { return codeMatches(s.Hash(), typed) }
+
+func codeMatches(hash []byte, typed string) bool {
 	plain := strings.NewReplacer("-", "", " ", "", "O", "0", "I", "1", "L", "1")
-	return subtle.ConstantTimeCompare([]byte(plain.Replace(strings.ToUpper(typed))), []byte(strings.ReplaceAll(s.Code(), "-", ""))) == 1
+	return subtle.ConstantTimeCompare([]byte(plain.Replace(strings.ToUpper(typed))), []byte(strings.ReplaceAll(codeOf(hash), "-", ""))) == 1
 }
 
 func digest(label string, parts ...[]byte) []byte {
