@@ -22,7 +22,8 @@ import (
 
 func (a *app) escrowCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover and import them, designate recovery agents"}
-	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.agentsCommand(), a.exchangeCommand())
+	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.agentsCommand(),
+		a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand())
 	return cmd
 }
 

@@ -34,6 +34,10 @@ func (a *app) recoveryCommand() *cobra.Command {
 
 // withCases runs do with a client of the gateway's cases. What the gateway refuses ends with its exit code.
 func (a *app) withCases(cmd *cobra.Command, f *gatewayFlags, do func(ctx context.Context, c *cases.Client) error) error {
+	return a.withPeople(cmd, f, func(ctx context.Context, c people.Client) error { return do(ctx, &cases.Client{Client: c}) })
+}
+
+func (a *app) withPeople(cmd *cobra.Command, f *gatewayFlags, do func(ctx context.Context, c people.Client) error) error {
 	base, err := a.gatewayURL(f.url)
 	if err != nil {
 		return err
@@ -43,7 +47,7 @@ func (a *app) withCases(cmd *cobra.Command, f *gatewayFlags, do func(ctx context
 		return err
 	}
 	defer krb.Close()
-	err = do(cmd.Context(), &cases.Client{Client: people.Client{HTTP: http, URL: base, Principal: krb.Principal()}})
+	err = do(cmd.Context(), people.Client{HTTP: http, URL: base, Principal: krb.Principal()})
 	if refusal, ok := errors.AsType[*hresult.Error](err); ok {
 		return &exitError{exitRefused, fmt.Errorf("%s (%s)", refusal.ClientText(), refusal.Code)}
 	}

@@ -123,7 +123,11 @@ func (a *app) approve(file *recovery.File, f *approveFlags) (*recovery.Approval,
 	if err != nil {
 		return nil, err
 	}
-	key, cert, err := agentKey(f.key, &f.password, file.Agents)
+	key, _, err := agentKey(f.key, &f.password, file.Agents)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := recovery.CertificateOf(file.Agents, key.Public())
 	if err != nil {
 		return nil, err
 	}

@@ -198,9 +198,9 @@ func (a *archive) parts(t testing.TB, id int64, f *recovery.BatchFile, n *agent,
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.Page(a.page(t, id, n.name, page))
-	if err != nil || p == nil {
-		t.Fatalf("%+v, %v", p, err)
+	p, skipped, err := c.Page(a.page(t, id, n.name, page))
+	if err != nil || p == nil || len(skipped) > 0 {
+		t.Fatalf("%+v, %v, %v", p, skipped, err)
 	}
 	return p
 }

@@ -161,8 +161,8 @@ func (b *Batches) consented(ctx context.Context, k *Batch, e *entry, openers *es
 			count++
 		}
 	}
-	if count < k.Required {
-		return hresult.New(hresult.AccessDenied, "archived key %d: %d of %d agents have consented", e.record, count, k.Required)
+	if needed := k.statement.Order.Required; count < needed {
+		return hresult.New(hresult.AccessDenied, "archived key %d: %d of %d agents have consented", e.record, count, needed)
 	}
 	return nil
 }
@@ -196,11 +196,11 @@ func (b *Batches) apply(ctx context.Context, tx *sql.Tx, caller templates.Caller
 		SELECT id, ?, ?, recipients, sealed, required, format, proven FROM escrow_records WHERE id = ?`, k.ID, now.UnixMilli(), w.Record); err != nil {
 		return fmt.Errorf("archived key %d: what it was cannot be kept: %w", w.Record, err)
 	}
-	if err := swap(tx, w, "sealed = ?, recipients = ?, required = ?, format = ?, proven = 0", w.Sealed, string(recipients), k.Required, w.Format); err != nil {
+	if err := swap(tx, w, "sealed = ?, recipients = ?, required = ?, format = ?, proven = 0", w.Sealed, string(recipients), k.statement.Order.Required, w.Format); err != nil {
 		return err
 	}
 	detail["old"], detail["new"] = hex.EncodeToString(w.old), hex.EncodeToString(w.new)
-	detail["recipients"], detail["required"] = k.statement.Order.Targets, k.Required
+	detail["recipients"], detail["required"] = k.statement.Order.Targets, k.statement.Order.Required
 	return audit.Append(tx, now, caller.Principal, audit.KeyRewrapped, detail)
 }
 

@@ -61,9 +61,19 @@ func certificatesOf(list [][]byte, key crypto.PublicKey) (out []*x509.Certificat
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.New("the key is that of no agent that can open records of the batch")
+		return nil, errors.New("the key is that of no designated agent who can open this")
 	}
 	return out, nil
+}
+
+// CertificateOf is the certificate among those of a record's agents that has an agent's key: that which the record names, though the
+// agent may have a newer one for the same key.
+func CertificateOf(agents [][]byte, key crypto.PublicKey) (*x509.Certificate, error) {
+	mine, err := certificatesOf(agents, key)
+	if err != nil {
+		return nil, err
+	}
+	return mine[0], nil
 }
 
 // Consent is an agent's part in a batch.
@@ -96,12 +106,12 @@ func NewConsent(info *BatchInfo, code string, key crypto.Decrypter, now time.Tim
 // Agent is the fingerprint under which the agent consents.
 func (c *Consent) Agent() string { return fingerprintOf(c.mine[0]) }
 
-// Page opens the agent's parts of a page and seals them to the batch key; nil where the page has none. Every record must be sealed
-// to the worker too: who is no agent of a record cannot be given parts of it.
-func (c *Consent) Page(p *Page) (*Parts, error) {
+// Page opens the agent's parts of a page and seals them to the batch key; nil where the page has none. skipped are the records of
+// which nothing is given, and why: one that cannot be opened, or that is not sealed to the worker too, who is no agent of it then.
+func (c *Consent) Page(p *Page) (_ *Parts, skipped []error, _ error) {
 	s := &c.info.Statement
 	if err := p.check(&s.Order); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out := &Parts{Batch: c.info.Batch, Page: p.Number, Statement: hex.EncodeToString(s.Hash()), Agent: c.Agent(), Parts: []Part{}}
 	var opened []*part
@@ -117,16 +127,16 @@ func (c *Consent) Page(p *Page) (*Parts, error) {
 		}
 		holder, o, err := c.open(&p.Items[i])
 		if err != nil {
-			return nil, err
+			skipped = append(skipped, err)
 		}
-		if holder == "" {
+		if err != nil || holder == "" {
 			continue
 		}
 		opened, size = append(opened, o), size+2+len(o.payload)
 		out.Parts = append(out.Parts, Part{Record: p.Items[i].Record, Holder: holder})
 	}
 	if len(opened) == 0 {
-		return nil, nil
+		return nil, skipped, nil
 	}
 	// One buffer that never grows: no copy of a part is left behind.
 	b := cryptobyte.NewBuilder(make([]byte, 0, size))
@@ -135,21 +145,26 @@ func (c *Consent) Page(p *Page) (*Parts, error) {
 	}
 	plain, err := b.Bytes()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer wcce.Wipe(plain)
-	if out.Sealed, err = sealTo(s.PublicKey, out.info(), plain); err != nil {
-		return nil, err
+	return out, skipped, out.seal(s, plain, opened)
+}
+
+// seal encrypts the parts and signs them, each with the key that follows from it.
+func (p *Parts) seal(s *BatchStatement, plain []byte, opened []*part) (err error) {
+	if p.Sealed, err = sealTo(s.PublicKey, p.info(), plain); err != nil {
+		return err
 	}
 	for i, o := range opened {
 		if o.signer == nil {
 			continue
 		}
-		if out.Parts[i].Signature, err = sign(o.signer, out.digest(out.Parts[i].Record)); err != nil {
-			return nil, err
+		if p.Parts[i].Signature, err = sign(o.signer, p.digest(p.Parts[i].Record)); err != nil {
+			return err
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // open opens the agent's part of one record; holder is "" where the agent has none.
@@ -168,7 +183,7 @@ func (c *Consent) open(i *Item) (holder string, _ *part, _ error) {
 		return "", nil, err
 	}
 	if own(r, workers) == nil {
-		return "", nil, fmt.Errorf("archived key %d is not sealed to the worker %s (%s): do not go on, and tell your security people", i.Record, o.Worker, c.info.Statement.Agent)
+		return "", nil, fmt.Errorf("archived key %d is not sealed to the worker %s (%s), who can be given no part of it", i.Record, o.Worker, c.info.Statement.Agent)
 	}
 	if _, alone := r.(*single); alone { // the worker opens it without anybody's part
 		return fingerprintOf(cert), &part{wipe: func() {}}, nil
@@ -276,6 +291,14 @@ func (s *BatchStatement) challenge(i *Item, sealed []byte) []byte {
 		sum = sha256.Sum256(nil)
 	}
 	return digest("enrollgate batch proof 1: this key was recovered for "+s.Order.Purpose, s.Hash(), b.BytesOrPanic(), []byte(i.KeyID+i.Sealed), sum[:])
+}
+
+// Sign signs a result with the archived key of the item.
+func (r *Result) Sign(s *BatchStatement, i *Item, key crypto.Signer) (err error) {
+	if r.Signature, err = sign(key, s.challenge(i, r.Sealed)); err != nil {
+		return fmt.Errorf("archived key %d: %w", i.Record, err)
+	}
+	return nil
 }
 
 // Verify tells whether a result was signed with the archived key. cert is the certificate of that key.

@@ -138,10 +138,7 @@ func (w *Worker) Do(o *Opened, i *Item) (result *Result, bad []BadShare, err err
 			return nil, bad, err
 		}
 	}
-	if result.Signature, err = sign(signer, w.s.challenge(i, result.Sealed)); err != nil {
-		return nil, bad, fmt.Errorf("archived key %d: %w", i.Record, err)
-	}
-	return result, bad, nil
+	return result, bad, result.Sign(&w.s, i, signer)
 }
 
 // key1 puts the key of one record together and requires that it is its certificate's. The caller wipes it.
