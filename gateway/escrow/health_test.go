@@ -1,13 +1,9 @@
 package escrow_test
 
 import (
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/asn1"
 	"fmt"
-	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -124,18 +120,6 @@ func TestRecordsThatTooFewAgentsCanOpenAreCounted(t *testing.T) {
 	}
 }
 
-// renewed is a new certificate for a key.
-func renewed(t testing.TB, m *mailroom, name string, key *rsa.PrivateKey) *x509.Certificate {
-	t.Helper()
-	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotBefore: m.now.Add(-time.Minute), NotAfter: m.now.AddDate(2, 0, 0),
-		KeyUsage: x509.KeyUsageKeyEncipherment, UnknownExtKeyUsage: []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 21, 6}}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testpki.Cert(t, der)
-}
-
 func TestAnAgentWhoseCertificateWasRenewedWithTheSameKeyOpensOldRecords(t *testing.T) {
 	m := newMailroom(t, 1, 1)
 	key, old := testpki.Agent(t, "kra", m.now.Add(-time.Hour), m.now.AddDate(1, 0, 0))
@@ -143,7 +127,7 @@ func TestAnAgentWhoseCertificateWasRenewedWithTheSameKeyOpensOldRecords(t *testi
 		t.Fatal(err)
 	}
 	e, want := m.archiveOne(t)
-	next := renewed(t, m, "kra", key)
+	next := testpki.Renewed(t, old, key)
 	if err := m.AddAgent(background, next, "test"); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +156,7 @@ func TestAnAgentWhoseCertificateWasRenewedWithTheSameKeyOpensOldRecords(t *testi
 func TestAttackOneAgentWithTwoCertificatesIsAQuorum(t *testing.T) {
 	m := newMailroom(t, 2, 2)
 	key, old := testpki.Agent(t, "kra", m.now.Add(-time.Hour), m.now.AddDate(1, 0, 0))
-	next := renewed(t, m, "kra", key)
+	next := testpki.Renewed(t, old, key)
 	for _, cert := range []*x509.Certificate{old, next} {
 		if err := m.AddAgent(background, cert, "test"); err != nil {
 			t.Fatal(err)

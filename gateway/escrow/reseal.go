@@ -58,28 +58,34 @@ func (e *Escrow) ValidFor(ctx context.Context, p *Policy) ([]Agent, error) {
 type Chosen struct {
 	ID         int64
 	Required   int
-	Recipients []string
+	Recipients []string // sorted; shared by records with the same
 }
 
-// Choose finds the records of a policy that have a certificate, by their number; owner "" means everybody's.
-func (e *Escrow) Choose(ctx context.Context, policy, owner string) ([]Chosen, error) {
+// Choose calls yield with the records of a policy that have a certificate, by their number; owner "" means everybody's.
+func (e *Escrow) Choose(ctx context.Context, policy, owner string, yield func(Chosen)) error {
 	rows, err := e.o.DB.SQL.QueryContext(ctx, `SELECT e.id, e.required, e.recipients FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id
-		WHERE e.policy = ? AND coalesce(e.certificate, r.certificate) IS NOT NULL AND (? = '' OR lower(e.owner) = lower(?)) ORDER BY e.id`, policy, owner, owner)
+		WHERE e.policy = ? AND (e.source = 'import' OR r.state = 'issued') AND (? = '' OR lower(e.owner) = lower(?)) ORDER BY e.id`, policy, owner, owner)
 	if err != nil {
-		return nil, fmt.Errorf("escrow: %w", err)
+		return fmt.Errorf("escrow: %w", err)
 	}
 	defer rows.Close()
-	var out []Chosen
+	sets := map[string][]string{}
 	for rows.Next() {
 		var c Chosen
 		var recipients string
 		if err := rows.Scan(&c.ID, &c.Required, &recipients); err != nil {
-			return nil, fmt.Errorf("escrow: %w", err)
+			return fmt.Errorf("escrow: %w", err)
 		}
-		if err := json.Unmarshal([]byte(recipients), &c.Recipients); err != nil {
-			return nil, fmt.Errorf("escrow: record %d: %w", c.ID, err)
+		if sets[recipients] == nil {
+			var set []string
+			if err := json.Unmarshal([]byte(recipients), &set); err != nil {
+				return fmt.Errorf("escrow: record %d: %w", c.ID, err)
+			}
+			slices.Sort(set)
+			sets[recipients] = set
 		}
-		out = append(out, c)
+		c.Recipients = sets[recipients]
+		yield(c)
 	}
-	return out, rows.Err()
+	return rows.Err()
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -253,9 +254,13 @@ func TestAttackRewrapWorkerWhoIsNoAgent(t *testing.T) {
 	if err := a.escrow.AddAgent(background, outsider.cert, "test"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Take(background, who("outsider"), id, f.Statement); err != nil {
+	_, err = a.Take(background, who("outsider"), id, f.Statement)
+	wantCode(t, "with a certificate that no record is sealed to", err, hresult.NoValidKRA)
+	text, err := json.Marshal(f.Statement)
+	if err != nil {
 		t.Fatal(err)
 	}
+	a.exec(t, "UPDATE escrow_batches SET state = 'open', statement = ? WHERE id = ?", string(text), id)
 	c, err := recovery.NewConsent(a.info(t, id, "kra1"), f.Statement.Code(), one.key, a.now)
 	if err != nil {
 		t.Fatal(err)

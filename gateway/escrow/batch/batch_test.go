@@ -527,3 +527,51 @@ func TestABatchExpiresAndItsPartsAreGone(t *testing.T) {
 		t.Error("nonces are not random")
 	}
 }
+
+// The agents' certificates are renewed with the same keys: what names the old ones is opened with the new ones, and sealed to them.
+func TestAgentsWithRenewedCertificatesRewrapWhatTheOldOnesOpened(t *testing.T) {
+	a := newArchive(t, 2)
+	key, id := a.archive(t, "alice")
+	var renewed []*agent
+	for _, n := range a.agents {
+		cert := testpki.Renewed(t, n.cert, n.key)
+		if err := a.escrow.AddAgent(background, cert, "test"); err != nil {
+			t.Fatal(err)
+		}
+		a.dismiss(t, n)
+		renewed = append(renewed, &agent{n.name, n.key, cert})
+	}
+	b, f := a.taken(t, a.rewrap(renewed...), renewed[0])
+	a.consent(t, b, f, renewed[2])
+	a.work(t, b, f, renewed[0])
+	if e := a.entry(t, id); !slices.Equal(e.Recipients, prints(renewed...)) || !opens(t, e, key, renewed[1], renewed[2]) {
+		t.Errorf("%+v", e)
+	}
+}
+
+// What a record costs on the worker's machine, with the open of its own share and the sealing to three agents.
+func BenchmarkRewrapOnTheWorkersMachine(b *testing.B) {
+	for _, required := range []int{1, 2} {
+		b.Run(fmt.Sprintf("%d of 3", required), func(b *testing.B) {
+			a := newArchive(b, required)
+			a.archive(b, "alice")
+			four := a.designate(b, "kra4")
+			id, f := a.taken(b, a.rewrap(a.agents[1], a.agents[2], four), a.agents[1])
+			a.consent(b, id, f, []*agent{a.agents[0]}[:required-1]...)
+			w, err := recovery.NewWorker(a.info(b, id, "kra2"), f, a.agents[1].key, a.now)
+			if err != nil {
+				b.Fatal(err)
+			}
+			page := a.page(b, id, "kra2", 0)
+			opened, err := w.Open(page)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if _, _, err := w.Do(opened, &page.Items[0]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -133,10 +133,6 @@ func (b *Batches) checkTargets(ctx context.Context, p *escrow.Policy, targets []
 
 // choose finds the records that the selection is about.
 func (b *Batches) choose(ctx context.Context, s *Selection, p *escrow.Policy) ([]escrow.Chosen, error) {
-	all, err := b.o.Escrow.Choose(ctx, p.Name, s.Owner)
-	if err != nil {
-		return nil, err
-	}
 	of := map[int64]bool{}
 	if s.Verifies != 0 {
 		list, err := rows(ctx, b.o.DB.SQL, "SELECT record FROM escrow_previous WHERE batch = ?", []any{s.Verifies}, func(scan func(...any) error) (id int64, err error) { return id, scan(&id) })
@@ -147,11 +143,16 @@ func (b *Batches) choose(ctx context.Context, s *Selection, p *escrow.Policy) ([
 			of[id] = true
 		}
 	}
-	all = slices.DeleteFunc(all, func(c escrow.Chosen) bool {
-		slices.Sort(c.Recipients)
-		return len(s.Records) > 0 && !slices.Contains(s.Records, c.ID) || s.SealedTo != "" && !slices.Contains(c.Recipients, s.SealedTo) || s.Verifies != 0 && !of[c.ID] ||
-			s.Purpose == recovery.Rewrap && slices.Equal(c.Recipients, s.Targets) && c.Required >= p.Required
+	var all []escrow.Chosen
+	err := b.o.Escrow.Choose(ctx, p.Name, s.Owner, func(c escrow.Chosen) {
+		done := s.Purpose == recovery.Rewrap && slices.Equal(c.Recipients, s.Targets) && c.Required >= p.Required
+		if (len(s.Records) == 0 || slices.Contains(s.Records, c.ID)) && (s.SealedTo == "" || slices.Contains(c.Recipients, s.SealedTo)) && (s.Verifies == 0 || of[c.ID]) && !done {
+			all = append(all, c)
+		}
 	})
+	if err != nil {
+		return nil, err
+	}
 	size := s.Size
 	if s.Percent > 0 {
 		size = int(math.Ceil(float64(len(all)) * s.Percent / 100))

@@ -34,7 +34,8 @@ type Bad struct {
 type work struct {
 	recovery.Result
 	item     *recovery.Item
-	old, new []byte // SHA-256 of the sealed record
+	agents   []string // fingerprints: the worker's and those who gave parts
+	old, new []byte   // SHA-256 of the sealed record
 }
 
 // Results takes what the worker has made of records. A record that is done already stays as it is: sending again does nothing. The
@@ -128,7 +129,7 @@ func (b *Batches) check(ctx context.Context, k *Batch, r recovery.Result, target
 		}
 		return w, nil
 	}
-	if err := b.consented(ctx, k, &e, openers); err != nil {
+	if w.agents, err = b.consented(ctx, k, &e, openers); err != nil {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(w.item.Archived.Certificate)
@@ -148,23 +149,23 @@ func (b *Batches) check(ctx context.Context, k *Batch, r recovery.Result, target
 	return w, nil
 }
 
-// consented requires that as many agents as it takes have consented to the record, with the worker. Where a record can be opened by
-// any one agent only this stands between the worker and it. An agent that was dismissed since does not count.
-func (b *Batches) consented(ctx context.Context, k *Batch, e *entry, openers *escrow.Openers) error {
+// consented requires that as many agents as it takes have consented to the record, with the worker, and names them. Where a record can
+// be opened by any one agent only this stands between the worker and it. An agent that was dismissed since does not count.
+func (b *Batches) consented(ctx context.Context, k *Batch, e *entry, openers *escrow.Openers) ([]string, error) {
 	list, err := parts(ctx, b.o.DB.SQL, k.ID, e.position/recovery.PageSize)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	count := 1
+	agents := []string{k.statement.Agent}
 	for _, p := range list {
 		if openers.Find(p.Agent) != nil && slices.ContainsFunc(p.Parts, func(part recovery.Part) bool { return part.Record == e.record }) {
-			count++
+			agents = append(agents, p.Agent)
 		}
 	}
-	if needed := k.statement.Order.Required; count < needed {
-		return hresult.New(hresult.AccessDenied, "archived key %d: %d of %d agents have consented", e.record, count, needed)
+	if needed := k.statement.Order.Required; len(agents) < needed {
+		return nil, hresult.New(hresult.AccessDenied, "archived key %d: %d of %d agents have consented", e.record, len(agents), needed)
 	}
-	return nil
+	return agents, nil
 }
 
 // apply writes down one result, if the record is still as it was.
@@ -192,8 +193,7 @@ func (b *Batches) apply(ctx context.Context, tx *sql.Tx, caller templates.Caller
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(`INSERT INTO escrow_previous (record, batch, replaced, recipients, sealed, required, format, proven)
-		SELECT id, ?, ?, recipients, sealed, required, format, proven FROM escrow_records WHERE id = ?`, k.ID, now.UnixMilli(), w.Record); err != nil {
+	if err := keep(tx, k.ID, w.Record, now.UnixMilli()); err != nil {
 		return fmt.Errorf("archived key %d: what it was cannot be kept: %w", w.Record, err)
 	}
 	if err := swap(tx, w, "sealed = ?, recipients = ?, required = ?, format = ?, proven = 0", w.Sealed, string(recipients), k.statement.Order.Required, w.Format); err != nil {
@@ -202,6 +202,19 @@ func (b *Batches) apply(ctx context.Context, tx *sql.Tx, caller templates.Caller
 	detail["old"], detail["new"] = hex.EncodeToString(w.old), hex.EncodeToString(w.new)
 	detail["recipients"], detail["required"] = k.statement.Order.Targets, k.statement.Order.Required
 	return audit.Append(tx, now, caller.Principal, audit.KeyRewrapped, detail)
+}
+
+// keep copies a record to where it stays until what takes its place is proven.
+func keep(tx *sql.Tx, batch, record, now int64) error {
+	var required, format, proven int64
+	var recipients string
+	var sealed []byte
+	if err := tx.QueryRow("SELECT recipients, sealed, required, format, proven FROM escrow_records WHERE id = ?", record).Scan(&recipients, &sealed, &required, &format, &proven); err != nil {
+		return err
+	}
+	_, err := tx.Exec("INSERT INTO escrow_previous (record, batch, replaced, recipients, sealed, required, format, proven) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+		record, batch, now, recipients, sealed, required, format, proven)
+	return err
 }
 
 // swap changes a record that is still as the batch has chosen it.
@@ -223,7 +236,7 @@ func (b *Batches) prove(ctx context.Context, tx *sql.Tx, caller templates.Caller
 	if err := swap(tx, w, "proven = ?", now.UnixMilli()); err != nil {
 		return err
 	}
-	detail["sealed"], detail["signature"] = hex.EncodeToString(w.old), w.Signature
+	detail["sealed"], detail["signature"], detail["agents"] = hex.EncodeToString(w.old), w.Signature, w.agents
 	var rewrap int64
 	switch err := tx.QueryRow("SELECT batch FROM escrow_previous WHERE record = ?", w.Record).Scan(&rewrap); {
 	case errors.Is(err, sql.ErrNoRows):

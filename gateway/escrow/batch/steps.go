@@ -163,6 +163,9 @@ func (b *Batches) take(ctx context.Context, caller templates.Caller, id int64, s
 	if err != nil {
 		return nil, err
 	}
+	if err := b.canOpen(ctx, id, agent); err != nil {
+		return nil, err
+	}
 	text, err := json.Marshal(s)
 	if err != nil {
 		return nil, err
@@ -182,6 +185,32 @@ func (b *Batches) take(ctx context.Context, caller templates.Caller, id int64, s
 		}
 		return map[string]any{"agent": dn.Show(agent.Certificate.RawSubject), "fingerprint": s.Agent, "code": s.Code()}, nil
 	})
+}
+
+// canOpen requires that some record of the batch is sealed to the agent: one who has just come opens none.
+func (b *Batches) canOpen(ctx context.Context, id int64, agent *escrow.Agent) error {
+	sets, err := rows(ctx, b.o.DB.SQL, "SELECT DISTINCT e.recipients FROM escrow_batch_records b JOIN escrow_records e ON e.id = b.record WHERE b.batch_id = ? AND b.position >= 0", []any{id},
+		func(scan func(...any) error) (text string, err error) { return text, scan(&text) })
+	if err != nil {
+		return err
+	}
+	openers, err := b.o.Escrow.Openers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, text := range sets {
+		var recipients []string
+		if err := json.Unmarshal([]byte(text), &recipients); err != nil {
+			return fmt.Errorf("batch %d: %w", id, err)
+		}
+		if slices.ContainsFunc(openers.Of(recipients), func(a escrow.Agent) bool {
+			return bytes.Equal(a.Certificate.RawSubjectPublicKeyInfo, agent.Certificate.RawSubjectPublicKeyInfo)
+		}) {
+			return nil
+		}
+	}
+	return hresult.New(hresult.NoValidKRA, "no record of batch %d is sealed to %s", id, dn.Show(agent.Certificate.RawSubject)).
+		WithFix("let the batch be cancelled and ordered from an agent to whom its records are sealed")
 }
 
 // page reads a page of a batch that is open, with what is still to be done.

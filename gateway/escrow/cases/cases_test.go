@@ -428,3 +428,29 @@ func TestAMistypedGroupInOnePolicyClosesThatPolicyOnly(t *testing.T) {
 	_, err = c.List(background, who("alice"))
 	wantCode(t, "alice", err, hresult.ServerUnavailable)
 }
+
+// An agent's certificate was renewed with the same key: the case of a record that names the old one is approved all the same.
+func TestAnAgentWithARenewedCertificateApprovesCasesOfOldRecords(t *testing.T) {
+	o := newOffice(t, 2)
+	key, e := o.archive(t, "alice")
+	first := o.agents[0]
+	if err := o.escrow.AddAgent(background, testpki.Renewed(t, first.cert, first.key.(card).key), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.escrow.RemoveAgent(background, escrow.Fingerprint(first.cert), "test"); err != nil {
+		t.Fatal(err)
+	}
+	id, file := o.open(t, e)
+	cert, err := recovery.CertificateOf(o.file(t, id).Agents, first.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.approve(t, id, file, &agent{first.name, first.key, cert}, o.agents[1])
+	d, err := o.Fetch(background, who("helpdesk"), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, bad, err := combine(t, d, file); err != nil || len(bad) > 0 || !key.Equal(got) {
+		t.Errorf("%v, %v", bad, err)
+	}
+}

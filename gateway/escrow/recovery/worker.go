@@ -179,11 +179,34 @@ func (w *Worker) key1(o *Opened, i *Item) (pkcs8 []byte, signer crypto.Signer, b
 	if pkcs8 == nil {
 		return nil, nil, bad, ErrWaits
 	}
-	if signer, err = matching(pkcs8, cert); err != nil {
+	if signer, err = matching(pkcs8, cert); err == nil && w.s.Order.Purpose == Drill {
+		err = everyShare(r, pkcs8)
+	}
+	if err != nil {
 		wcce.Wipe(pkcs8)
 		return nil, nil, bad, fmt.Errorf("archived key %d: %w", i.Record, err)
 	}
 	return pkcs8, signer, bad, nil
+}
+
+// everyShare requires that every share there is opens the key, also those that are more than it takes.
+func everyShare(r record, pkcs8 []byte) error {
+	s, ok := r.(*shared)
+	if !ok {
+		return nil
+	}
+	needed := s.record.Required
+	for i := needed; i < len(s.shares); i++ {
+		again, err := s.record.Combine(append(slices.Clone(s.shares[:needed-1]), s.shares[i]))
+		if err != nil {
+			return fmt.Errorf("share %d does not fit the others: %w", s.shares[i].Index, err)
+		}
+		equal := same(again, pkcs8)
+		if wcce.Wipe(again); !equal {
+			return fmt.Errorf("share %d opens another key than the others", s.shares[i].Index)
+		}
+	}
+	return nil
 }
 
 func (w *Worker) reseal(i *Item, pkcs8 []byte, result *Result) error {
