@@ -3,7 +3,8 @@
 // A client encloses its key encrypted to an exchange certificate (Exchange). Open decrypts it, proves that it belongs to
 // the request, seals it to the recovery agents of its Policy and wipes it; Record.Insert writes the sealed record in the
 // transaction that opens the request's ledger row. Recover needs an agent's private key, which the gateway never holds. Keys
-// that several agents open together (package quorum) are recovered by cases (packages cases and recovery).
+// that several agents open together (package quorum) are recovered by cases (packages cases and recovery). Batches (package batch) seal
+// records to other agents, and prove that they can be opened.
 //
 // # Who may do what harm
 //
@@ -22,7 +23,15 @@
 //     the key is put together, and named. (…OneBadAgentOpensAlone, …OneBadAgentSendsABadShare)
 //   - A manager can ask, in writing, and be given what the agents approve. A manager who is an agent too has one of the two
 //     parts in each case. Whoever is given the key can keep it: nothing takes that back. (…MaliciousManager)
-//   - What was sent before does nothing when it is sent again. (…ReplayedCase, …ReplayedAndForgedApprovals)
+//   - The worker of a batch (package batch), whom m agents have consented to, sees each of its keys on the own machine, and can
+//     seal something else in place of one. So what was before stays until another agent has opened what is new. A gateway in
+//     foreign hands cannot add an agent of its own to those that are sealed to, nor a worker: codes cover both.
+//     (…CompromisedGatewayNamesAnAgentOfItsOwn, …WorkerUploadsAnotherPersonsKeyUnderAlicesRecord, …RewrapWorkerWhoIsNoAgent,
+//     …LoweredQuorumOnRewrap, …RecordChangedBetweenDownloadAndUpload)
+//   - Who writes to the directory's KRA container offers certificates; a person designates, or the gateway one that it has issued
+//     itself after an approval, where that is configured. An agent with two certificates has one share.
+//     (…AnAgentIsSlippedIntoTheKRAContainer, …OneAgentWithTwoCertificatesIsAQuorum)
+//   - What was sent before does nothing when it is sent again. (…ReplayedCase, …ReplayedAndForgedApprovals, …ReplayedBatchConsent)
 //   - A database that is set back as a whole, with its audit log, looks intact in itself. Receipts that people keep show it; a
 //     second delivery from it can be opened only by who has kept the case key of the first. (…RolledBackDatabase)
 //

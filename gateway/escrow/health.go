@@ -113,7 +113,29 @@ func (e *Escrow) Health(ctx context.Context, holdings []Holding, warn time.Durat
 		x.policy(p, holdings)
 	}
 	x.orphans(policies, holdings)
-	return x.h, nil
+	return x.h, e.unproven(ctx, &x)
+}
+
+// provingTime is how long a rewrap may wait for its proof before it is said.
+const provingTime = 24 * time.Hour
+
+// unproven says which rewraps nobody has proven: what they have replaced can still be opened by those that it was sealed to.
+func (e *Escrow) unproven(ctx context.Context, x *examination) error {
+	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT batch, count(*), min(replaced) FROM escrow_previous GROUP BY batch ORDER BY batch")
+	if err != nil {
+		return fmt.Errorf("escrow: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var batch, count, since int64
+		if err := rows.Scan(&batch, &count, &since); err != nil {
+			return fmt.Errorf("escrow: %w", err)
+		}
+		if at := time.UnixMilli(since).UTC(); x.now.Sub(at) > provingTime {
+			x.say(Soon, fmt.Sprintf("enrollgate escrow rewrap verify %d", batch), "%d records that rewrap %d has sealed anew since %s are not proven, and kept in their old form too", count, batch, at.Format(time.DateOnly))
+		}
+	}
+	return rows.Err()
 }
 
 // examination finds out the health from values.
