@@ -25,7 +25,7 @@ func (a *app) agentsCommand() *cobra.Command {
 				if err := g.Escrow.RemoveAgent(ctx, strings.ToLower(args[0]), actor()); err != nil {
 					return err
 				}
-				return a.listAgents(ctx, g, false)
+				return a.listAgents(ctx, g, false, []gateway.Candidate{})
 			})
 		},
 	})
@@ -41,7 +41,9 @@ func (a *app) agentsListCommand() *cobra.Command {
 			"more without it. Candidates are certificates in AD's KRA container, whoever wrote them there: seal nothing to them before you\n" +
 			"have asked the person for the fingerprint.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error { return a.listAgents(ctx, g, crl) })
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				return a.listAgents(ctx, g, crl, candidates(ctx, g))
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&crl, "crl", false, crlUsage)
@@ -79,12 +81,11 @@ func candidates(ctx context.Context, g *gateway.Gateway) []gateway.Candidate {
 	return list
 }
 
-func (a *app) listAgents(ctx context.Context, g *gateway.Gateway, crl bool) error {
+func (a *app) listAgents(ctx context.Context, g *gateway.Gateway, crl bool, list []gateway.Candidate) error {
 	h, err := healthOf(ctx, g, crl)
 	if err != nil {
 		return err
 	}
-	list := candidates(ctx, g)
 	return a.print(map[string]any{"agents": h.Agents, "candidates": list}, func(w *tabwriter.Writer) {
 		row(w, "AGENT", "STATE", "DAYS LEFT", "VALID UNTIL", "POLICIES", "ALONE", "TOGETHER", "NEEDED", "ADDED BY", "FINGERPRINT")
 		for _, n := range h.Agents {
@@ -159,7 +160,7 @@ func (a *app) agentsAddCommand() *cobra.Command {
 						return err
 					}
 				}
-				return a.listAgents(ctx, g, false)
+				return a.listAgents(ctx, g, false, []gateway.Candidate{})
 			})
 		},
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -179,10 +181,12 @@ func (f *agentFlags) with(ctx context.Context, c *batch.Client, id int64, do fun
 	row(w, "Ordered by", o.Manager+", from "+o.Worker)
 	row(w, "Reason", o.Reason)
 	row(w, "Takes", fmt.Sprintf("%d agents, until %s", o.Required, day(s.Info.Expires)))
-	for i, t := range o.Targets {
+	for _, t := range o.Targets {
 		name := "(the gateway has not sent the certificate)"
-		if i < len(s.Info.Targets) {
-			name = subjectOf(s.Info.Targets[i])
+		for _, der := range s.Info.Targets {
+			if sum := sha256.Sum256(der); hex.EncodeToString(sum[:]) == t {
+				name = subjectOf(der)
+			}
 		}
 		row(w, "Seal to", t+"  "+name)
 	}

@@ -36,10 +36,13 @@ func (r *Roles) Of(ctx context.Context, caller templates.Caller, policy string) 
 	if p, err = r.Escrow.Policy(policy); err != nil {
 		return role, nil, hresult.New(hresult.AccessDenied, "%v", err)
 	}
-	if role.Manager, err = r.IsOneOf(ctx, caller, p.Managers); err != nil {
-		return Role{}, nil, err
+	if role.Manager, err = r.IsOneOf(ctx, caller, p.Managers); err == nil {
+		role.Approver, err = r.IsOneOf(ctx, caller, p.Approvers)
 	}
-	if role.Approver, err = r.IsOneOf(ctx, caller, p.Approvers); err != nil {
+	if e, ok := errors.AsType[*hresult.Error](err); ok {
+		err = hresult.Wrap(e.Code, err, "recovery policy %q: %s", policy, e.Text).WithFix("%s", e.Fix)
+	}
+	if err != nil {
 		return Role{}, nil, err
 	}
 	return role, p, nil
