@@ -136,7 +136,7 @@ func (e *Escrow) askLedger(ctx context.Context, agents []Agent) error {
 	for i := range agents {
 		a := &agents[i]
 		var revoked int64
-		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT subject_sid, revoked FROM requests WHERE serial = ? AND certificate = ? ORDER BY revoked DESC LIMIT 1`,
+		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT subject_sid, revoked FROM requests WHERE serial = ? AND serial <> '' AND certificate = ? ORDER BY revoked DESC LIMIT 1`,
 			a.Certificate.SerialNumber.Text(16), a.Certificate.Raw).Scan(&a.Holder, &revoked)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("escrow agents: %w", err)

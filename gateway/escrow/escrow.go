@@ -364,7 +364,7 @@ func (e *Escrow) BySerial(ctx context.Context, serial string) (*Entry, error) {
 	if !ok {
 		return nil, fmt.Errorf("serial number %q is not hexadecimal", serial)
 	}
-	return e.one(ctx, "archived key of certificate "+serial, "WHERE r.serial = ?", n.Text(16))
+	return e.one(ctx, "archived key of certificate "+serial, "WHERE r.serial = ? AND r.serial <> ''", n.Text(16))
 }
 
 func (e *Escrow) one(ctx context.Context, what, where string, args ...any) (*Entry, error) {
