@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -142,5 +144,67 @@ func TestAgentsAreListedDesignatedAndWatchedByTheProgram(t *testing.T) {
 	}
 	if out, code := p.Output(t, "escrow", "agents", "add", "--serial", "77"); code != 1 {
 		t.Errorf("a request that does not exist: exit code %d\n%s", code, out)
+	}
+}
+
+// An administrator of the directory lets the agents' template issue by itself, enrolls, and the certificate is published: without a
+// certificate manager's approval it is an offer all the same.
+func TestAttackTheAgentsTemplateIssuesByItself(t *testing.T) {
+	const enrollment, pendAll = "msPKI-Enrollment-Flag", 2
+	dn := "CN=LabKRA,CN=Certificate Templates," + pkiBase()
+	admin := world.Admin(t)
+	found, err := admin.Search(ldap.NewSearchRequest(dn, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false, "(objectClass=*)", []string{enrollment}, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := found.Entries[0].GetAttributeValue(enrollment)
+	set := func(value string) {
+		m := ldap.NewModifyRequest(dn, nil)
+		m.Replace(enrollment, []string{value})
+		if err := admin.Modify(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flags, err := strconv.Atoi(before)
+	if err != nil || flags&pendAll == 0 {
+		t.Fatalf("%s: %v", before, err)
+	}
+	set(strconv.Itoa(flags &^ pendAll))
+	t.Cleanup(func() { set(before) })
+	w := world.StartChanged(t, "", func(c *config.Config) { c.Escrow.Agents.FromDirectory = config.FromDirectoryDesignate })
+	t.Cleanup(func() { _ = world.Admin(t).Del(ldap.NewDelRequest("CN="+world.CAName+",CN=KRA,"+pkiBase(), nil)) })
+	reply, err := w.Client(t, "kra1").Submit(t, first(world.Request(t, "LabKRA", nil)))
+	if err != nil || reply.Pending {
+		t.Fatalf("%+v, %v", reply, err)
+	}
+	print := escrow.Fingerprint(testpki.Cert(t, reply.Certificate))
+	eventually(t, "publication", func() bool { return candidate(t, w, print) != nil })
+	if err := w.DesignateFromDirectory(background); err != nil {
+		t.Fatal(err)
+	}
+	if c := candidate(t, w, print); isAgent(t, w, print) || c == nil || c.Refused != "" || !strings.Contains(c.Not, "no certificate manager has approved") {
+		t.Errorf("%+v", c)
+	}
+}
+
+// One mistyped group closes the policy that names it; the gateway says which, and the other policies' people go on.
+func TestAMistypedGroupClosesItsPolicyOnly(t *testing.T) {
+	var log bytes.Buffer
+	w := world.StartChanged(t, "", func(c *config.Config) {
+		twoOfThree(c)
+		board := c.Escrow.Policies[0]
+		board.Name, board.Managers = "board", []string{`LAB\Certificate Mangers`}
+		c.Escrow.Policies = append([]config.RecoveryPolicy{board}, c.Escrow.Policies...)
+	})
+	w.LogTo(&log)
+	listed, err := casesOf(t, w, "helpdesk").List(background)
+	if err != nil || len(listed.Unusable) != 1 || !strings.Contains(listed.Unusable["board"], "Certificate Mangers") {
+		t.Errorf("%+v, %v", listed, err)
+	}
+	if _, err := casesOf(t, w, "alice").List(background); err == nil {
+		t.Error("alice has a role")
+	}
+	if text := w.LogText(&log); !strings.Contains(text, "board") {
+		t.Errorf("the log does not name the policy: %s", text)
 	}
 }
