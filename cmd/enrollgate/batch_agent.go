@@ -61,7 +61,9 @@ func counts(k *batch.Batch) string {
 
 func (a *app) batchShowCommand() *cobra.Command {
 	var f gatewayFlags
-	cmd := &cobra.Command{Use: "show BATCH", Short: "Show one batch, with the records that were left out or failed", Args: exactArgs("BATCH")}
+	var out string
+	cmd := &cobra.Command{Use: "show BATCH", Short: "Show one batch; write what an agent needs to consent on a machine without a network", Args: exactArgs("BATCH")}
+	cmd.Flags().StringVar(&out, "out", "", "file to write for escrow batch consent FILE")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		id, err := batchID(args[0])
 		if err != nil {
@@ -71,6 +73,11 @@ func (a *app) batchShowCommand() *cobra.Command {
 			s, err := c.Show(ctx, id)
 			if err != nil {
 				return err
+			}
+			if out != "" {
+				if err := writeCarried(ctx, c, s, out); err != nil {
+					return err
+				}
 			}
 			return a.print(map[string]any{"batch": s.Batch, "left": s.Left}, func(w *tabwriter.Writer) {
 				k := s.Batch
@@ -172,18 +179,27 @@ func (f *agentFlags) with(ctx context.Context, c *batch.Client, id int64, do fun
 	if s.Info == nil || s.Info.Batch != id {
 		return &exitError{exitRefused, fmt.Errorf("batch %d is %s, or you are no approver of its policy", id, s.Batch.State)}
 	}
-	o := &s.Info.Statement.Order
+	key, err := f.open(s.Info)
+	if err != nil {
+		return err
+	}
+	return refusal(do(s.Info, key))
+}
+
+// open shows what is asked for and opens the agent's key.
+func (f *agentFlags) open(info *recovery.BatchInfo) (crypto.Decrypter, error) {
+	o := &info.Statement.Order
 	if err := o.Check(); err != nil { // before it is shown: it may come from a gateway that is not to be trusted
-		return fmt.Errorf("batch %d: %w", id, err)
+		return nil, fmt.Errorf("batch %d: %w", info.Batch, err)
 	}
 	w := tabwriter.NewWriter(os.Stderr, 0, 4, 2, ' ', 0)
-	row(w, "Batch", fmt.Sprintf("%d, a %s of %d records of policy %q", id, o.Purpose, o.Records, o.Policy))
+	row(w, "Batch", fmt.Sprintf("%d, a %s of %d records of policy %q", info.Batch, o.Purpose, o.Records, o.Policy))
 	row(w, "Ordered by", o.Manager+", from "+o.Worker)
 	row(w, "Reason", o.Reason)
-	row(w, "Takes", fmt.Sprintf("%d agents, until %s", o.Required, day(s.Info.Expires)))
+	row(w, "Takes", fmt.Sprintf("%d agents, until %s", o.Required, day(info.Expires)))
 	for _, t := range o.Targets {
 		name := "(the gateway has not sent the certificate)"
-		for _, der := range s.Info.Targets {
+		for _, der := range info.Targets {
 			if sum := sha256.Sum256(der); hex.EncodeToString(sum[:]) == t {
 				name = subjectOf(der)
 			}
@@ -191,13 +207,10 @@ func (f *agentFlags) with(ctx context.Context, c *batch.Client, id int64, do fun
 		row(w, "Seal to", t+"  "+name)
 	}
 	if err := w.Flush(); err != nil {
-		return err
+		return nil, err
 	}
-	key, _, err := agentKey(f.key, &f.password, s.Info.Agents)
-	if err != nil {
-		return err
-	}
-	return refusal(do(s.Info, key))
+	key, _, err := agentKey(f.key, &f.password, info.Agents)
+	return key, err
 }
 
 // refusal gives what an agent's own machine refuses its exit code.
@@ -206,67 +219,6 @@ func refusal(err error) error {
 		return &exitError{exitRefused, err}
 	}
 	return err
-}
-
-func (a *app) batchConsentCommand() *cobra.Command {
-	f := &agentFlags{}
-	cmd := &cobra.Command{Use: "consent BATCH --key FILE", Short: "Consent to a batch with an agent's key", Args: exactArgs("BATCH"),
-		Long: "Consent opens the agent's shares of all the batch's records here, on this machine, and seals them to the worker. The code comes from\n" +
-			"the worker, by phone or in person, never from the gateway. It goes on where it was when it is started again."}
-	f.addTo(cmd, "code of the batch, as the worker has told it")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		id, err := batchID(args[0])
-		if err != nil || f.key == "" {
-			return errors.Join(err, usage("name the batch, and the agent's key with --key"))
-		}
-		return a.withBatches(cmd, &f.gatewayFlags, func(ctx context.Context, c *batch.Client) error {
-			return f.with(ctx, c, id, func(info *recovery.BatchInfo, key crypto.Decrypter) error {
-				code, err := f.readCode(info.Statement.Order.Worker)
-				if err != nil {
-					return err
-				}
-				consent, err := recovery.NewConsent(info, code, key, time.Now())
-				if err != nil {
-					return err
-				}
-				return a.consentAll(ctx, c, info, consent)
-			})
-		})
-	}
-	return cmd
-}
-
-// consentAll consents page by page, without those that were sent already.
-func (a *app) consentAll(ctx context.Context, c *batch.Client, info *recovery.BatchInfo, consent *recovery.Consent) error {
-	bar := newBar(len(info.Statement.Order.Pages), "pages")
-	var done *batch.Finished
-	for n := range info.Statement.Order.Pages {
-		page, err := c.Page(ctx, info.Batch, n)
-		if err != nil {
-			return err
-		}
-		if !slices.Contains(page.Consented, consent.Agent()) {
-			parts, skipped, err := consent.Page(page)
-			if err != nil {
-				return err
-			}
-			for _, why := range skipped {
-				fmt.Fprintf(os.Stderr, "enrollgate: %v\n", why)
-			}
-			if parts != nil {
-				if done, err = c.Consent(ctx, parts); err != nil {
-					return err
-				}
-			}
-		}
-		bar.at(n + 1)
-	}
-	if done == nil {
-		return a.print(map[string]any{"batch": info.Batch}, func(w *tabwriter.Writer) {
-			row(w, fmt.Sprintf("batch %d needs nothing more of you", info.Batch))
-		})
-	}
-	return a.printBatch(done, nil)
 }
 
 func (a *app) batchWorkCommand() *cobra.Command {

@@ -279,13 +279,15 @@ func caseID(text string) (int64, error) {
 }
 
 // readJSON reads a file that another step has written.
-func readJSON(path string, into any) error {
+func readJSON(path string, into any) error { return readJSONUpTo(path, recovery.MaxFile, into) }
+
+func readJSONUpTo(path string, limit int64, into any) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := recovery.Decode(f, recovery.MaxFile, into); err != nil {
+	if err := recovery.Decode(f, limit, into); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
