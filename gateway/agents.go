@@ -214,9 +214,6 @@ func (g *Gateway) healthNow(ctx context.Context) (*escrow.Health, error) {
 func (g *Gateway) watchAgents(ctx context.Context) {
 	var logged time.Time
 	for {
-		if err := g.DesignateFromDirectory(ctx); err != nil && ctx.Err() == nil {
-			g.Log.WithError(err).Error("recovery agents cannot be taken from the KRA container")
-		}
 		h, err := g.Health(ctx, nil)
 		if err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("the health of recovery agents cannot be told")
@@ -225,6 +222,9 @@ func (g *Gateway) watchAgents(ctx context.Context) {
 			logged = now
 			g.logHealth(h)
 			g.logUnknownNames(ctx)
+		}
+		if err := g.DesignateFromDirectory(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("recovery agents cannot be taken from the KRA container")
 		}
 		select {
 		case <-ctx.Done():
@@ -251,7 +251,7 @@ func (g *Gateway) logUnknownNames(ctx context.Context) {
 	for _, p := range g.Escrow.Policies() {
 		for _, name := range slices.Concat(p.Groups, p.Managers, p.Approvers) {
 			if _, err := g.sids.of(ctx, g, name); err != nil && ctx.Err() == nil {
-				g.Log.WithField("policy", p.Name).WithError(err).Error("the recovery policy cannot be used: correct the name under escrow.policies")
+				g.Log.WithField("policy", p.Name).WithError(err).Error("the recovery policy cannot be used now: is the name under escrow.policies right?")
 				break
 			}
 		}

@@ -30,11 +30,15 @@ func (a *app) escrowCommand() *cobra.Command {
 func (a *app) escrowListCommand() *cobra.Command {
 	var owner string
 	var limit int
+	var below bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List archived keys, newest first", Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
 				list, err := g.Escrow.List(ctx, owner, limit)
+				if below {
+					list, err = g.Escrow.BelowQuorum(ctx, limit)
+				}
 				if err != nil {
 					return err
 				}
@@ -56,6 +60,7 @@ func (a *app) escrowListCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&owner, "owner", "", "only keys of this account, alice or alice@CORP.EXAMPLE")
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many")
+	cmd.Flags().BoolVar(&below, "below-quorum", false, "those that fewer agents can open than it takes, of everybody")
 	return cmd
 }
 

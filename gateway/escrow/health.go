@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/enrollgate/enrollgate/templates/dn"
@@ -17,6 +18,8 @@ type Holding struct {
 	Required   int
 	Recipients []string // fingerprints
 	Records    int64
+
+	text string // Recipients as they are stored
 }
 
 // Holdings counts the records by their terms. It reads an index, not the records.
@@ -29,16 +32,43 @@ func (e *Escrow) Holdings(ctx context.Context) ([]Holding, error) {
 	var out []Holding
 	for rows.Next() {
 		var h Holding
-		var recipients string
-		if err := rows.Scan(&h.Policy, &h.Required, &recipients, &h.Records); err != nil {
+		if err := rows.Scan(&h.Policy, &h.Required, &h.text, &h.Records); err != nil {
 			return nil, fmt.Errorf("escrow: %w", err)
 		}
-		if err := json.Unmarshal([]byte(recipients), &h.Recipients); err != nil {
+		if err := json.Unmarshal([]byte(h.text), &h.Recipients); err != nil {
 			return nil, fmt.Errorf("escrow: recipients of records: %w", err)
 		}
 		out = append(out, h)
 	}
 	return out, rows.Err()
+}
+
+// BelowQuorum returns records that fewer agents can open than it takes, at most limit.
+func (e *Escrow) BelowQuorum(ctx context.Context, limit int) ([]Entry, error) {
+	holdings, err := e.Holdings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	openers, err := e.Openers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Entry
+	for _, h := range holdings {
+		required := h.Required
+		if p, err := e.Policy(h.Policy); err == nil {
+			required = max(required, p.Required)
+		}
+		if len(openers.Of(h.Recipients)) >= required {
+			continue
+		}
+		list, err := e.entries(ctx, "WHERE e.policy = ? AND e.required = ? AND e.recipients = ? ORDER BY e.id DESC LIMIT ?", h.Policy, h.Required, h.text, limit-len(out))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, list...)
+	}
+	return out, nil
 }
 
 // Levels of health.
@@ -192,10 +222,15 @@ func (x *examination) valid(p *Policy, at time.Time) int {
 
 func (x *examination) policy(p Policy, holdings []Holding) {
 	n := PolicyHealth{Name: p.Name, Level: Healthy, Valid: x.valid(&p, x.now), Minimum: max(p.Minimum, p.Required, 1), Required: p.Required}
+	gone := map[string]bool{}
 	for _, h := range holdings {
-		if h.Policy == p.Name {
-			n.Records += h.Records
-			n.BelowQuorum += x.holding(h, max(h.Required, p.Required))
+		if h.Policy != p.Name {
+			continue
+		}
+		n.Records += h.Records
+		if below := x.holding(h, max(h.Required, p.Required)); below > 0 {
+			n.BelowQuorum += below
+			x.former(h, gone)
 		}
 	}
 	before := len(x.h.Warnings)
@@ -206,8 +241,8 @@ func (x *examination) policy(p Policy, holdings []Holding) {
 		x.say(Soon, fix, "recovery policy %q will have %d valid agents on %s, and needs %d: keys will not be archived", p.Name, left, end.UTC().Format(time.DateOnly), n.Minimum)
 	}
 	if n.BelowQuorum > 0 {
-		x.say(Critical, "designate former agents again who still have their keys; see who they were with enrollgate audit export",
-			"%d records of recovery policy %q can be opened by fewer agents than it takes", n.BelowQuorum, p.Name)
+		x.say(Critical, "designate former agents again who still have their keys: "+strings.Join(slices.Sorted(maps.Keys(gone)), "; "),
+			"%d records of recovery policy %q can be opened by fewer agents than it takes (enrollgate escrow list --below-quorum)", n.BelowQuorum, p.Name)
 	}
 	for _, w := range x.h.Warnings[before:] {
 		if n.Level != Critical {
@@ -254,6 +289,15 @@ func (x *examination) holding(h Holding, required int) (below int64) {
 		}
 	}
 	return 0
+}
+
+// former adds the names of agents that records are sealed to and that are dismissed or revoked.
+func (x *examination) former(h Holding, names map[string]bool) {
+	for _, a := range x.known {
+		if slices.Contains(h.Recipients, a.Fingerprint) && (a.former || a.Revoked) {
+			names[dn.Show(a.Certificate.RawSubject)] = true
+		}
+	}
 }
 
 // hasDouble tells whether the person could open the records also without this certificate.

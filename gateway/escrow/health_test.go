@@ -115,8 +115,18 @@ func TestRecordsThatTooFewAgentsCanOpenAreCounted(t *testing.T) {
 	if err := m.RemoveAgent(background, escrow.Fingerprint(agents[1]), "test"); err != nil {
 		t.Fatal(err)
 	}
-	if h := m.health(t); h.Level != escrow.Critical || h.Policies[0].BelowQuorum != 2 || h.Policies[0].Records != 2 {
+	h := m.health(t)
+	if h.Level != escrow.Critical || h.Policies[0].BelowQuorum != 2 || h.Policies[0].Records != 2 {
 		t.Errorf("one of three is left: %+v", h)
+	}
+	if !slices.ContainsFunc(h.Warnings, func(w escrow.Warning) bool { return strings.Contains(w.Fix, "CN=kra1; CN=kra2") }) {
+		t.Errorf("it is not said who could help: %+v", h.Warnings)
+	}
+	if list, err := m.BelowQuorum(background, 1); err != nil || len(list) != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if list, err := m.BelowQuorum(background, 10); err != nil || len(list) != 2 || list[0].Owner != alice.Name {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 
