@@ -20,12 +20,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/audit/witness"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/batch"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
@@ -70,6 +72,7 @@ type Gateway struct {
 	Ledger    *ledger.Ledger
 	Escrow    *escrow.Escrow
 	Cases     *cases.Cases
+	Batches   *batch.Batches
 	DB        *store.DB
 	CAs       []*CA
 	Directory Directory
@@ -83,6 +86,7 @@ type Gateway struct {
 	now      func() time.Time
 	policies policyCache
 	risks    hazardCache
+	holdings atomic.Pointer[[]escrow.Holding] // as counted last
 	metrics  *metrics
 	linter   *lint.Linter
 	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.
@@ -148,7 +152,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 			return nil, err
 		}
 	}
-	g.Cases = g.newCases()
+	g.Cases, g.Batches = g.newCases()
 	return g, nil
 }
 

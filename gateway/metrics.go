@@ -65,7 +65,7 @@ func (m *metrics) witnessed(name string, lines int64, err error) {
 
 // watch adds gauges that are read from the gateway when somebody looks.
 func (m *metrics) watch(g *Gateway) {
-	m.registry.MustRegister(
+	m.registry.MustRegister(agentCollector{g},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "enrollgate_directory_age_seconds",
 			Help: "Age of the directory snapshot that decisions use; -1 before the first."}, func() float64 {
 			if s := g.Directory.Snapshot(); s != nil {
@@ -82,6 +82,47 @@ func (m *metrics) watch(g *Gateway) {
 		}),
 		publicationGauge(g, "enrollgate_publications_wanted", "Certificates that are not in the directory yet.", func(wanted, _ int64) int64 { return wanted }),
 		publicationGauge(g, "enrollgate_publications_failing", "Certificates of which the last attempt to add or remove them failed.", func(_, failing int64) int64 { return failing }))
+}
+
+// agentCollector shows the health of recovery agents.
+type agentCollector struct{ g *Gateway }
+
+var (
+	agentExpiry = prometheus.NewDesc("enrollgate_agent_not_after_timestamp_seconds",
+		"When the certificate of a key recovery agent ends; 0 where it is revoked or cannot be used.", []string{"agent", "fingerprint"}, nil)
+	agentsValid   = prometheus.NewDesc("enrollgate_agents_valid", "Key recovery agents with a valid certificate, by recovery policy.", []string{"policy"}, nil)
+	agentsMinimum = prometheus.NewDesc("enrollgate_agents_minimum", "With fewer valid agents keys are not archived, by recovery policy.", []string{"policy"}, nil)
+	belowQuorum   = prometheus.NewDesc("enrollgate_records_below_quorum", "Archived keys that too few agents can open, by recovery policy.", []string{"policy"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (agentCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{agentExpiry, agentsValid, agentsMinimum, belowQuorum} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c agentCollector) Collect(out chan<- prometheus.Metric) {
+	h, err := c.g.healthNow(context.Background())
+	if err != nil || h == nil {
+		return
+	}
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	for _, a := range h.Agents {
+		end := float64(a.NotAfter.Unix())
+		if a.State == "revoked" || a.State == "unusable" {
+			end = 0
+		}
+		gauge(agentExpiry, end, a.Subject, a.Fingerprint)
+	}
+	for _, p := range h.Policies {
+		gauge(agentsValid, float64(p.Valid), p.Name)
+		gauge(agentsMinimum, float64(p.Minimum), p.Name)
+		gauge(belowQuorum, float64(p.BelowQuorum), p.Name)
+	}
 }
 
 // publicationGauge is -1 while the ledger cannot be read.

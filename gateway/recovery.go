@@ -11,7 +11,9 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/batch"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -151,11 +153,15 @@ func (c *sidCache) of(ctx context.Context, g *Gateway, name string) (security.SI
 	return sids[0], nil
 }
 
-// recoveryHandler serves recovery cases to people with Kerberos tickets.
+// recoveryHandler serves recovery cases and batches to people with Kerberos tickets.
 //
 // Each refusal is a line in the audit log: who is refused too often has to wait, so that nobody can fill it.
 func (g *Gateway) recoveryHandler() http.Handler {
-	next := cases.Handler(g.Cases, g.Log)
+	next := http.NewServeMux()
+	batches := batch.Handler(g.Batches, g.Log)
+	next.Handle(people.Prefix, cases.Handler(g.Cases, g.Log))
+	next.Handle(people.Prefix+batch.Path, batches)
+	next.Handle(people.Prefix+batch.Path+"/", batches)
 	brake := &brake{now: g.now, failures: map[string]*attempts{}}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		caller, ok := kerberos.CallerFrom(r.Context())
@@ -183,17 +189,16 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// newCases joins the cases with the directory and the ledger.
-func (g *Gateway) newCases() *cases.Cases {
-	return cases.New(cases.Options{
-		DB: g.DB, Escrow: g.Escrow, Now: g.now, Chain: g.ChainOf,
-		IsOneOf: g.isStillOneOf,
-		Account: func(ctx context.Context, name string) (templates.Subject, error) {
-			return g.Directory.SubjectByName(ctx, name)
-		},
-		HolderOf: func(ctx context.Context, cert *x509.Certificate) (security.SID, error) {
-			p, err := g.proof(ctx, cert)
-			return p.Owner, err
-		},
-	})
+// newCases joins the cases and the batches with the directory and the ledger.
+func (g *Gateway) newCases() (*cases.Cases, *batch.Batches) {
+	roles := people.Roles{DB: g.DB, Escrow: g.Escrow, Now: g.now, IsOneOf: g.isStillOneOf}
+	account := func(ctx context.Context, name string) (templates.Subject, error) {
+		return g.Directory.SubjectByName(ctx, name)
+	}
+	holder := func(ctx context.Context, cert *x509.Certificate) (security.SID, error) {
+		p, err := g.proof(ctx, cert)
+		return p.Owner, err
+	}
+	return cases.New(cases.Options{Roles: roles, Account: account, HolderOf: holder, Chain: g.ChainOf}),
+		batch.New(batch.Options{Roles: roles, Account: account, HolderOf: holder})
 }

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/leavers"
 	"github.com/enrollgate/enrollgate/gateway/soap"
@@ -44,6 +44,7 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	group.Go(func() error { g.housekeep(ctx); return nil })
 	group.Go(func() error { g.resumeLoop(ctx); return nil })
 	group.Go(func() error { g.signLog(ctx); return nil })
+	group.Go(func() error { g.watchAgents(ctx); return nil })
 	if g.Config.Publish.Enabled {
 		group.Go(func() error {
 			stop := context.AfterFunc(ctx, g.writer.Close) // a controller that does not answer holds nobody up
@@ -169,7 +170,7 @@ func (g *Gateway) enrollmentHandler(acceptor *kerberos.Acceptor, cert *certifica
 		switch {
 		case strings.HasPrefix(r.URL.Path, witnessPath):
 			witnessing.ServeHTTP(w, r)
-		case strings.HasPrefix(r.URL.Path, cases.Prefix):
+		case strings.HasPrefix(r.URL.Path, people.Prefix):
 			recovery.ServeHTTP(w, r)
 		case byPassword != nil && soap.Password.Has(r.URL.Path):
 			byPassword.ServeHTTP(w, r)
@@ -279,6 +280,9 @@ func (g *Gateway) housekeep(ctx context.Context) {
 		}
 		if err := g.Cases.Expire(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("recovery cases cannot be ended")
+		}
+		if err := g.Batches.Expire(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("batches cannot be ended")
 		}
 		if g.Escrow.Ready() == nil {
 			for _, ca := range g.CAs {

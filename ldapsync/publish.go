@@ -117,6 +117,23 @@ func (d *Directory) KRACertificates(ctx context.Context, name string) (values []
 	return values, err
 }
 
+// KRAContainer returns the values of userCertificate of every object in the KRA container (class msPKI-PrivateKeyRecoveryAgent,
+// [MS-WCCE] 3.2.2.1.4), by the object's name: whatever was written there, by whom ever.
+func (d *Directory) KRAContainer(ctx context.Context) (map[string][][]byte, error) {
+	out := map[string][][]byte{}
+	err := d.do(ctx, func(s *session) error {
+		entries, err := s.search(s.kraContainer(), ldap.ScopeSingleLevel, "(objectClass=msPKI-PrivateKeyRecoveryAgent)", []string{"cn", attrUserCertificate})
+		if ldap.IsErrorWithCode(err, ldap.LDAPResultNoSuchObject) {
+			return nil
+		}
+		for _, e := range entries {
+			out[e.GetAttributeValue("cn")] = attributesOf(e)[strings.ToLower(attrUserCertificate)]
+		}
+		return err
+	})
+	return out, err
+}
+
 // ChangeKRACertificates is ChangeCertificates for a CA's object in the KRA container, which is created where it is missing.
 // Its class demands a certificate ([MS-ADSC] msPKI-PrivateKeyRecoveryAgent), so that the last one is never taken away.
 func (d *Directory) ChangeKRACertificates(ctx context.Context, name string, add, remove [][]byte) error {

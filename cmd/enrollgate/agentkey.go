@@ -33,8 +33,15 @@ func (f *agentKeyFlags) add(cmd *cobra.Command) {
 
 func (f *agentKeyFlags) set() bool { return f.key != "" || f.hybrid != "" }
 
-// open reads the keys and finds the agent's certificate, among agents (DER) where the key comes without one.
-func (f *agentKeyFlags) open(agents [][]byte) (key crypto.Decrypter, cert *x509.Certificate, err error) {
+// open reads the keys. agents (DER) are those that records are sealed to; a key that comes without a certificate is one of
+// theirs.
+func (f *agentKeyFlags) open(agents [][]byte) (crypto.Decrypter, error) {
+	key, _, err := f.openWithCertificate(agents)
+	return key, err
+}
+
+// openWithCertificate also returns the agent's certificate: among agents, or that which comes with the key.
+func (f *agentKeyFlags) openWithCertificate(agents [][]byte) (key crypto.Decrypter, cert *x509.Certificate, err error) {
 	var private crypto.PrivateKey
 	if f.key != "" {
 		if private, cert, err = f.openKey(agents); err != nil {
@@ -52,10 +59,14 @@ func (f *agentKeyFlags) open(agents [][]byte) (key crypto.Decrypter, cert *x509.
 	if err != nil {
 		return nil, nil, err
 	}
-	if cert != nil && !cert.Equal(of) {
+	if cert == nil {
+		cert = of
+	}
+	// A renewed certificate has the same key.
+	if !bytes.Equal(cert.RawSubjectPublicKeyInfo, of.RawSubjectPublicKeyInfo) {
 		return nil, nil, fmt.Errorf("%s is the hybrid key of %s, and %s the key of %s", f.hybrid, dn.Show(of.RawSubject), f.key, dn.Show(cert.RawSubject))
 	}
-	return quorum.NewAgentKey(of, key, hybrid), of, nil
+	return quorum.NewAgentKey(of, key, hybrid), cert, nil
 }
 
 func (f *agentKeyFlags) openHybrid() (hpke.PrivateKey, *x509.Certificate, error) {

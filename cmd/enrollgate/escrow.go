@@ -10,13 +10,11 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
-	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates/dn"
@@ -26,18 +24,23 @@ import (
 
 func (a *app) escrowCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover and import them, designate recovery agents"}
-	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.escrowImportBlobCommand(), a.escrowExportCommand(), a.agentsCommand(), a.exchangeCommand())
+	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.escrowImportBlobCommand(), a.escrowExportCommand(),
+		a.agentsCommand(), a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand())
 	return cmd
 }
 
 func (a *app) escrowListCommand() *cobra.Command {
 	var owner string
 	var limit int
+	var below bool
 	cmd := &cobra.Command{
 		Use: "list", Short: "List archived keys, newest first", Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
 				list, err := g.Escrow.List(ctx, owner, limit)
+				if below {
+					list, err = g.Escrow.BelowQuorum(ctx, limit)
+				}
 				if err != nil {
 					return err
 				}
@@ -45,13 +48,13 @@ func (a *app) escrowListCommand() *cobra.Command {
 					list = []escrow.Entry{}
 				}
 				return a.print(list, func(w *tabwriter.Writer) {
-					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "POLICY", "SUBJECT")
+					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "POLICY", "PROVEN", "SUBJECT")
 					for _, e := range list {
 						request := "-"
 						if e.RequestID != 0 {
 							request = fmt.Sprintf("%d %s", e.RequestID, e.State)
 						}
-						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, fmt.Sprintf("%d of %d", e.Required, len(e.Recipients)), e.Policy, e.Subject)
+						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, fmt.Sprintf("%d of %d", e.Required, len(e.Recipients)), e.Policy, day(e.Proven), e.Subject)
 					}
 				})
 			})
@@ -59,6 +62,7 @@ func (a *app) escrowListCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&owner, "owner", "", "only keys of this account, alice or alice@CORP.EXAMPLE")
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many")
+	cmd.Flags().BoolVar(&below, "below-quorum", false, "those that fewer agents can open than it takes, of everybody")
 	return cmd
 }
 
@@ -148,7 +152,7 @@ func (a *app) recover(ctx context.Context, g *gateway.Gateway, entries []escrow.
 			agents = append(agents, r.Certificate.Raw)
 		}
 	}
-	key, cert, err := f.open(agents)
+	key, cert, err := f.openWithCertificate(agents)
 	if err != nil {
 		return err
 	}
@@ -232,89 +236,6 @@ func readPKCS12(path string, password *passwordFlags) (key any, cert *x509.Certi
 		return nil, nil, nil, fmt.Errorf("%s cannot be opened: %w", path, err)
 	}
 	return key, cert, chain, nil
-}
-
-func (a *app) agentsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "agents", Short: "Look at and designate key recovery agents"}
-	cmd.AddCommand(&cobra.Command{
-		Use: "list", Short: "List the agents that new keys are sealed to", Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error { return a.listAgents(ctx, g) })
-		},
-	}, &cobra.Command{
-		Use: "remove FINGERPRINT", Short: "End an agent's designation", Args: exactArgs("FINGERPRINT"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				if err := g.Escrow.RemoveAgent(ctx, strings.ToLower(args[0]), actor()); err != nil {
-					return err
-				}
-				return a.listAgents(ctx, g)
-			})
-		},
-	}, a.agentAddCommand(), a.agentHybridKeyCommand())
-	return cmd
-}
-
-func (a *app) agentAddCommand() *cobra.Command {
-	var hybrid string
-	cmd := &cobra.Command{
-		Use: "add [CERTIFICATE]", Short: "Designate an agent by a certificate in PEM form, or by its hybrid key", Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if (len(args) == 1) == (hybrid != "") {
-				return usage("name the agent's certificate, or with --hybrid its hybrid key, which has the certificate in it")
-			}
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				if err := addAgent(ctx, g, args, hybrid); err != nil {
-					return err
-				}
-				return a.listAgents(ctx, g)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&hybrid, "hybrid", "", "public half of the agent's hybrid key, as escrow agents hybrid-key has written it")
-	return cmd
-}
-
-func addAgent(ctx context.Context, g *gateway.Gateway, args []string, hybrid string) error {
-	if hybrid != "" {
-		key := &quorum.HybridKey{}
-		if err := readJSON(hybrid, key); err != nil {
-			return err
-		}
-		return g.Escrow.AddHybridAgent(ctx, key, actor())
-	}
-	certs, err := local.LoadCertificates(args[0])
-	if err != nil {
-		return err
-	}
-	return g.Escrow.AddAgent(ctx, certs[0], actor())
-}
-
-type agentRow struct {
-	Subject     string    `json:"subject"`
-	Fingerprint string    `json:"fingerprint"`
-	NotAfter    time.Time `json:"not_after"`
-	Added       time.Time `json:"added"`
-	AddedBy     string    `json:"added_by"`
-	Status      string    `json:"status"`
-	Key         string    `json:"key"` // what records are sealed to: certificate, hybrid, or both
-}
-
-func (a *app) listAgents(ctx context.Context, g *gateway.Gateway) error {
-	agents, err := g.Escrow.Agents(ctx)
-	if err != nil {
-		return err
-	}
-	rows := []agentRow{}
-	for _, n := range agents {
-		rows = append(rows, agentRow{dn.Show(n.Certificate.RawSubject), n.Fingerprint, n.Certificate.NotAfter.UTC(), n.Added, n.AddedBy, n.Status(time.Now()), n.KeyKind()})
-	}
-	return a.print(rows, func(w *tabwriter.Writer) {
-		row(w, "AGENT", "VALID UNTIL", "STATUS", "SEALED TO", "ADDED BY", "FINGERPRINT")
-		for _, r := range rows {
-			row(w, r.Subject, day(r.NotAfter), r.Status, r.Key, r.AddedBy, r.Fingerprint)
-		}
-	})
 }
 
 func (a *app) exchangeCommand() *cobra.Command {

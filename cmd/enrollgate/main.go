@@ -2,7 +2,7 @@
 //
 // Each command prints a table for people, or JSON with --output json. Exit codes: 0 done, 1 failed, 2 wrong usage,
 // 3 refused (a request that policy denies, a recovery that is not allowed, a danger that lint finds and nobody has accepted),
-// 4 pending, 5 changes (that a plan found).
+// 4 pending, 5 changes (that a plan found), 6 something needs attention (escrow agents health, escrow rewrap, escrow drill).
 package main
 
 import (
@@ -19,11 +19,12 @@ import (
 
 // Exit codes, beside 0 for success.
 const (
-	exitFailed  = 1
-	exitUsage   = 2
-	exitRefused = 3
-	exitPending = 4
-	exitChanges = 5
+	exitFailed    = 1
+	exitUsage     = 2
+	exitRefused   = 3
+	exitPending   = 4
+	exitChanges   = 5
+	exitAttention = 6
 )
 
 // exitError carries an exit code; a nil cause means that everything was printed already.

@@ -15,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/dn"
@@ -33,6 +34,10 @@ func (a *app) recoveryCommand() *cobra.Command {
 
 // withCases runs do with a client of the gateway's cases. What the gateway refuses ends with its exit code.
 func (a *app) withCases(cmd *cobra.Command, f *gatewayFlags, do func(ctx context.Context, c *cases.Client) error) error {
+	return a.withPeople(cmd, f, func(ctx context.Context, c people.Client) error { return do(ctx, &cases.Client{Client: c}) })
+}
+
+func (a *app) withPeople(cmd *cobra.Command, f *gatewayFlags, do func(ctx context.Context, c people.Client) error) error {
 	base, err := a.gatewayURL(f.url)
 	if err != nil {
 		return err
@@ -42,7 +47,7 @@ func (a *app) withCases(cmd *cobra.Command, f *gatewayFlags, do func(ctx context
 		return err
 	}
 	defer krb.Close()
-	err = do(cmd.Context(), &cases.Client{HTTP: http, URL: base, Principal: krb.Principal()})
+	err = do(cmd.Context(), people.Client{HTTP: http, URL: base, Principal: krb.Principal()})
 	if refusal, ok := errors.AsType[*hresult.Error](err); ok {
 		return &exitError{exitRefused, fmt.Errorf("%s (%s)", refusal.ClientText(), refusal.Code)}
 	}
@@ -75,10 +80,14 @@ func (a *app) recoveryListCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "list", Short: "List cases, newest first", Args: exactArgs()}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return a.withCases(cmd, &f, func(ctx context.Context, c *cases.Client) error {
-			list, err := c.List(ctx)
+			listed, err := c.List(ctx)
 			if err != nil {
 				return err
 			}
+			for name, why := range listed.Unusable {
+				fmt.Fprintf(os.Stderr, "enrollgate: cases of the recovery policy %q are not shown: %s\n", name, why)
+			}
+			list := listed.Cases
 			return a.print(list, func(w *tabwriter.Writer) {
 				row(w, "CASE", "STATE", "APPROVALS", "OPENED", "BY", "KEY OF", "FOR", "EXPIRES", "REASON")
 				for _, k := range list {
@@ -228,13 +237,15 @@ func caseID(text string) (int64, error) {
 }
 
 // readJSON reads a file that another step has written.
-func readJSON(path string, into any) error {
+func readJSON(path string, into any) error { return readJSONUpTo(path, recovery.MaxFile, into) }
+
+func readJSONUpTo(path string, limit int64, into any) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := recovery.Decode(f, recovery.MaxFile, into); err != nil {
+	if err := recovery.Decode(f, limit, into); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil

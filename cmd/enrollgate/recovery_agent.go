@@ -16,7 +16,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
-	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
@@ -113,11 +112,11 @@ func (a *app) approve(files *recovery.Files, f *approveFlags) (*recovery.Approva
 	if err != nil {
 		return nil, err
 	}
-	key, cert, err := f.open(files.Certificates())
+	key, err := f.open(files.Certificates())
 	if err != nil {
 		return nil, err
 	}
-	approvals, without, err := files.Approve(code, cert, key, time.Now())
+	approvals, without, err := files.Approve(code, key, time.Now())
 	if errors.Is(err, recovery.ErrCode) || errors.Is(err, recovery.ErrExpired) {
 		return nil, &exitError{exitRefused, err}
 	}
@@ -125,7 +124,7 @@ func (a *app) approve(files *recovery.Files, f *approveFlags) (*recovery.Approva
 		return nil, err
 	}
 	for _, id := range without {
-		fmt.Fprintf(os.Stderr, "enrollgate: the key of case %d is not sealed to %s: other agents have to approve it\n", id, dn.Show(cert.RawSubject))
+		fmt.Fprintf(os.Stderr, "enrollgate: the key of case %d is not sealed to this agent: others have to approve it\n", id)
 	}
 	if f.out == "" {
 		return approvals, nil

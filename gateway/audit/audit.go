@@ -48,6 +48,14 @@ const (
 	CaseExpired       Event = "recovery-expired"
 	CaseFetched       Event = "recovery-fetched"
 	BadShare          Event = "recovery-bad-share" // as the manager who fetched reports
+	BatchOrdered      Event = "batch-ordered"      // work on many archived keys
+	BatchTaken        Event = "batch-taken"        // by the agent who does the work
+	BatchConsented    Event = "batch-consented"
+	BatchEnded        Event = "batch-ended"
+	RecordFailed      Event = "batch-record-failed"
+	KeyRewrapped      Event = "key-rewrapped" // sealed to other agents
+	KeyProven         Event = "key-proven"    // it was opened, and has signed
+	KeyRestored       Event = "key-restored"  // a rewrap was taken back
 	AgentAdded        Event = "agent-added"
 	AgentRemoved      Event = "agent-removed"
 	ExchangeCreated   Event = "exchange-key-created"

@@ -149,6 +149,7 @@ type Escrow struct {
 	ExchangeToken string `yaml:"exchange_token"`
 	// Policies are tried in this order; a key that none is for is sealed to all agents, and any one of them recovers it.
 	Policies []RecoveryPolicy `yaml:"policies"`
+	Agents   Agents           `yaml:"agents"`
 }
 
 // Log is what is logged.
@@ -170,7 +171,7 @@ func defaults() *Config {
 			Poll: 2 * time.Second, FullRead: time.Minute, FailBack: time.Minute, Timeout: 10 * time.Second},
 		Policy:  Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
 		Publish: defaultPublish(), Leavers: defaultLeavers(),
-		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour},
+		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour, Agents: Agents{FromDirectory: FromDirectoryOff, WarnBefore: 60 * 24 * time.Hour}},
 		Log:    Log{Level: "info", Format: "json"},
 	}
 }

@@ -22,6 +22,18 @@ type RecoveryPolicy struct {
 	CaseValidity time.Duration `yaml:"case_validity"`
 }
 
+// Agents is where recovery agents come from, and when to say that they go.
+type Agents struct {
+	FromDirectory string        `yaml:"from_directory"` // what becomes of certificates in the KRA container
+	WarnBefore    time.Duration `yaml:"warn_before"`    // how long before an agent's certificate ends it is said
+}
+
+// What becomes of certificates in the KRA container.
+const (
+	FromDirectoryOff       = "off"       // they are shown; a person designates
+	FromDirectoryDesignate = "designate" // those that this gateway has issued after an approval are designated
+)
+
 const (
 	defaultCaseValidity = 72 * time.Hour
 	maxCaseValidity     = 90 * 24 * time.Hour
@@ -41,6 +53,8 @@ func (p RecoveryPolicy) WithDefaults() RecoveryPolicy {
 func (e Escrow) check(need func(ok bool, format string, args ...any)) {
 	need(e.ExchangeValidity >= time.Hour, "escrow.exchange_validity: %s is less than an hour", e.ExchangeValidity)
 	need(e.Grace >= 0, "escrow.grace: %s is negative", e.Grace)
+	need(e.Agents.FromDirectory == FromDirectoryOff || e.Agents.FromDirectory == FromDirectoryDesignate, "escrow.agents.from_directory: %q is neither off nor designate", e.Agents.FromDirectory)
+	need(e.Agents.WarnBefore >= 0, "escrow.agents.warn_before: %s is negative", e.Agents.WarnBefore)
 	seen := map[string]bool{}
 	for i, p := range e.Policies {
 		p = p.WithDefaults()

@@ -1,6 +1,7 @@
 package escrow
 
 import (
+	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -28,13 +29,28 @@ type Agent struct {
 	Added       time.Time
 	AddedBy     string
 	Revoked     bool
-	Hybrid      []byte // public half of the hybrid key (quorum.KEM); nil where the agent has none
-	HybridOnly  bool   // records are sealed to it instead of the certificate's key, not beside it
+	// Holder is the SID of the account that the certificate was issued to; "" where another CA did.
+	Holder string
+
+	Hybrid     []byte // public half of the hybrid key (quorum.KEM); nil where the agent has none
+	HybridOnly bool   // records are sealed to it instead of the certificate's key, not beside it
+
+	hybridSignature []byte // of quorum.HybridKey
+
+	former bool // no longer designated
 }
 
-// recipient is what records are sealed to.
-func (a *Agent) recipient() quorum.Recipient {
+// Recipient is what records are sealed to.
+func (a *Agent) Recipient() quorum.Recipient {
 	return quorum.Recipient{Certificate: a.Certificate, Hybrid: a.Hybrid, HybridOnly: a.HybridOnly}
+}
+
+// HybridKey is the agent's hybrid key as the agent has signed it; nil where there is none.
+func (a *Agent) HybridKey() *quorum.HybridKey {
+	if a.Hybrid == nil {
+		return nil
+	}
+	return &quorum.HybridKey{Certificate: a.Certificate.Raw, Public: a.Hybrid, Only: a.HybridOnly, Signature: a.hybridSignature}
 }
 
 // KeyKind names what records are sealed to: certificate, hybrid or both.
@@ -46,6 +62,31 @@ func (a *Agent) KeyKind() string {
 		return "hybrid"
 	}
 	return "both"
+}
+
+// samePerson tells whether two agents are one: the account that both certificates were issued to, or their key, is the same.
+func (a *Agent) samePerson(b *Agent) bool {
+	return a.Holder != "" && a.Holder == b.Holder || sameKey(a.Certificate, b.Certificate)
+}
+
+func sameKey(a, b *x509.Certificate) bool {
+	return bytes.Equal(a.RawSubjectPublicKeyInfo, b.RawSubjectPublicKeyInfo)
+}
+
+// people leaves one agent for each person, that with the newest certificate. While a certificate and its renewal are both
+// designated, nobody gets two shares of one key.
+func people(agents []Agent) []Agent {
+	newest := slices.SortedStableFunc(slices.Values(agents), func(a, b Agent) int { return b.Certificate.NotBefore.Compare(a.Certificate.NotBefore) })
+	var out []Agent
+	for i := range newest {
+		if !slices.ContainsFunc(out, func(b Agent) bool { return b.samePerson(&newest[i]) }) {
+			out = append(out, newest[i])
+		}
+	}
+	// In the order of their designation.
+	return slices.DeleteFunc(slices.Clone(agents), func(a Agent) bool {
+		return !slices.ContainsFunc(out, func(b Agent) bool { return b.Fingerprint == a.Fingerprint })
+	})
 }
 
 // usable tells whether new keys may be sealed to the agent ([MS-WCCE] 2.2.3.1).
@@ -90,7 +131,13 @@ func (a *Agent) Status(now time.Time) string {
 
 // Agents returns the designated agents, oldest first.
 func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
-	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by, hybrid, hybrid_only FROM escrow_agents WHERE removed = 0 ORDER BY added, fingerprint")
+	known, err := e.known(ctx)
+	return slices.DeleteFunc(known, func(a Agent) bool { return a.former }), err
+}
+
+// known are all agents that were ever designated, oldest first.
+func (e *Escrow) known(ctx context.Context) ([]Agent, error) {
+	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by, removed, hybrid, hybrid_only, hybrid_signature FROM escrow_agents ORDER BY added, fingerprint")
 	if err != nil {
 		return nil, fmt.Errorf("escrow agents: %w", err)
 	}
@@ -98,36 +145,47 @@ func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
 	var out []Agent
 	for rows.Next() {
 		var der []byte
-		var added int64
+		var added, removed int64
 		var a Agent
-		if err := rows.Scan(&der, &added, &a.AddedBy, &a.Hybrid, &a.HybridOnly); err != nil {
+		if err := rows.Scan(&der, &added, &a.AddedBy, &removed, &a.Hybrid, &a.HybridOnly, &a.hybridSignature); err != nil {
 			return nil, fmt.Errorf("escrow agents: %w", err)
 		}
 		if a.Certificate, err = x509.ParseCertificate(der); err != nil {
 			return nil, fmt.Errorf("escrow agents: stored certificate: %w", err)
 		}
-		a.Fingerprint, a.Added = Fingerprint(a.Certificate), time.UnixMilli(added).UTC()
+		a.Fingerprint, a.Added, a.former = Fingerprint(a.Certificate), time.UnixMilli(added).UTC(), removed != 0
 		out = append(out, a)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("escrow agents: %w", err)
 	}
-	return out, e.markRevoked(ctx, out)
+	return out, e.askLedger(ctx, out)
 }
 
-// markRevoked looks the agents up among the certificates that were revoked here.
-func (e *Escrow) markRevoked(ctx context.Context, agents []Agent) error {
+// askLedger finds out whose the certificates are that were issued here, and which were revoked.
+func (e *Escrow) askLedger(ctx context.Context, agents []Agent) error {
 	for i := range agents {
-		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT 1 FROM requests WHERE serial = ? AND certificate = ? AND revoked <> 0`,
-			agents[i].Certificate.SerialNumber.Text(16), agents[i].Certificate.Raw).Scan(new(int))
-		switch {
-		case err == nil:
-			agents[i].Revoked = true
-		case !errors.Is(err, sql.ErrNoRows):
+		a := &agents[i]
+		var revoked int64
+		err := e.o.DB.SQL.QueryRowContext(ctx, `SELECT subject_sid, revoked FROM requests WHERE serial = ? AND serial <> '' AND certificate = ? ORDER BY revoked DESC LIMIT 1`,
+			a.Certificate.SerialNumber.Text(16), a.Certificate.Raw).Scan(&a.Holder, &revoked)
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("escrow agents: %w", err)
 		}
+		a.Revoked = revoked != 0
 	}
 	return nil
+}
+
+// WasAgent tells whether a certificate was designated once, and no longer is: only a person designates it again.
+func (e *Escrow) WasAgent(ctx context.Context, fingerprint string) (bool, error) {
+	known, err := e.known(ctx)
+	return slices.ContainsFunc(known, func(a Agent) bool { return a.former && a.Fingerprint == fingerprint }), err
+}
+
+// MayBeAgent tells whether a certificate can be an agent's now; the error says why not.
+func (e *Escrow) MayBeAgent(cert *x509.Certificate) error {
+	return (&Agent{Certificate: cert}).usable(e.o.Now())
 }
 
 // AddAgent designates an agent. New keys are sealed to it; keys archived before are not.
@@ -141,7 +199,7 @@ func (e *Escrow) AddHybridAgent(ctx context.Context, h *quorum.HybridKey, actor 
 	if err != nil {
 		return err
 	}
-	return e.addAgent(ctx, &Agent{Certificate: cert, Hybrid: h.Public, HybridOnly: h.Only}, actor)
+	return e.addAgent(ctx, &Agent{Certificate: cert, Hybrid: h.Public, HybridOnly: h.Only, hybridSignature: h.Signature}, actor)
 }
 
 func (e *Escrow) addAgent(ctx context.Context, a *Agent, actor string) error {
@@ -161,11 +219,11 @@ func (e *Escrow) designate(ctx context.Context, a *Agent, actor string) error {
 	}
 	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		now := e.o.Now()
-		res, err := tx.Exec(`INSERT INTO escrow_agents (fingerprint, certificate, added, added_by, hybrid, hybrid_only) VALUES (?, ?, ?, ?, ?, ?)
+		res, err := tx.Exec(`INSERT INTO escrow_agents (fingerprint, certificate, added, added_by, hybrid, hybrid_only, hybrid_signature) VALUES (?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (fingerprint) DO UPDATE SET added = excluded.added, added_by = excluded.added_by, removed = 0,
-			hybrid = excluded.hybrid, hybrid_only = excluded.hybrid_only
+			hybrid = excluded.hybrid, hybrid_only = excluded.hybrid_only, hybrid_signature = excluded.hybrid_signature
 			WHERE escrow_agents.removed <> 0 OR (excluded.hybrid IS NOT NULL AND escrow_agents.hybrid IS NULL)`,
-			raw, a.Certificate.Raw, now.UnixMilli(), actor, a.Hybrid, a.HybridOnly)
+			raw, a.Certificate.Raw, now.UnixMilli(), actor, a.Hybrid, a.HybridOnly, a.hybridSignature)
 		if err != nil {
 			return fmt.Errorf("add agent: %w", err)
 		}

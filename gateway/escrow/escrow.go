@@ -3,7 +3,8 @@
 // A client encloses its key encrypted to an exchange certificate (Exchange). Open decrypts it, proves that it belongs to
 // the request, seals it to the recovery agents of its Policy and wipes it; Record.Insert writes the sealed record in the
 // transaction that opens the request's ledger row. Recover needs an agent's private key, which the gateway never holds. Keys
-// that several agents open together (package quorum) are recovered by cases (packages cases and recovery).
+// that several agents open together (package quorum) are recovered by cases (packages cases and recovery). Batches (package batch) seal
+// records to other agents, and prove that they can be opened.
 //
 // # Who may do what harm
 //
@@ -22,7 +23,15 @@
 //     the key is put together, and named. (…OneBadAgentOpensAlone, …OneBadAgentSendsABadShare)
 //   - A manager can ask, in writing, and be given what the agents approve. A manager who is an agent too has one of the two
 //     parts in each case. Whoever is given the key can keep it: nothing takes that back. (…MaliciousManager)
-//   - What was sent before does nothing when it is sent again. (…ReplayedCase, …ReplayedAndForgedApprovals)
+//   - The worker of a batch (package batch), whom m agents have consented to, sees each of its keys on the own machine, and can
+//     seal something else in place of one. So what was before stays until another agent has opened what is new. A gateway in
+//     foreign hands cannot add an agent of its own to those that are sealed to, nor a worker: codes cover both.
+//     (…CompromisedGatewayNamesAnAgentOfItsOwn, …WorkerUploadsAnotherPersonsKeyUnderAlicesRecord, …RewrapWorkerWhoIsNoAgent,
+//     …LoweredQuorumOnRewrap, …RecordChangedBetweenDownloadAndUpload)
+//   - Who writes to the directory's KRA container offers certificates; a person designates, or the gateway one that it has issued
+//     itself after an approval, where that is configured. An agent with two certificates has one share.
+//     (…AnAgentIsSlippedIntoTheKRAContainer, …OneAgentWithTwoCertificatesIsAQuorum)
+//   - What was sent before does nothing when it is sent again. (…ReplayedCase, …ReplayedAndForgedApprovals, …ReplayedBatchConsent)
 //   - A database that is set back as a whole, with its audit log, looks intact in itself. Receipts that people keep show it; a
 //     second delivery from it can be opened only by who has kept the case key of the first. (…RolledBackDatabase)
 //
@@ -341,6 +350,7 @@ type Entry struct {
 	Policy     string    `json:"policy"`
 	Required   int       `json:"required"` // agents that it takes
 	Format     int       `json:"-"`
+	Proven     time.Time `json:"proven,omitzero"` // when it was last proven that agents can open it
 
 	sealed, certificate []byte
 	ca                  string
@@ -348,7 +358,7 @@ type Entry struct {
 
 const entryColumns = `SELECT e.id, e.created, coalesce(e.request_id, 0), e.source, e.owner, e.subject, e.algorithm, e.bits, e.key_id, e.recipients,
 	coalesce(r.serial, ''), coalesce(r.state, ''), coalesce(r.ca, ''), e.sealed, coalesce(e.certificate, r.certificate),
-	e.policy, e.required, e.format
+	e.policy, e.required, e.format, e.proven
 	FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id `
 
 // List returns archived keys, newest first; owner "" means everybody's.
@@ -370,7 +380,7 @@ func (e *Escrow) BySerial(ctx context.Context, serial string) (*Entry, error) {
 	if !ok {
 		return nil, fmt.Errorf("serial number %q is not hexadecimal", serial)
 	}
-	return e.one(ctx, "archived key of certificate "+serial, "WHERE r.serial = ?", n.Text(16))
+	return e.one(ctx, "archived key of certificate "+serial, "WHERE r.serial = ? AND r.serial <> ''", n.Text(16))
 }
 
 func (e *Escrow) one(ctx context.Context, what, where string, args ...any) (*Entry, error) {
@@ -393,15 +403,18 @@ func (e *Escrow) entries(ctx context.Context, where string, args ...any) ([]Entr
 	var out []Entry
 	for rows.Next() {
 		var n Entry
-		var created int64
+		var created, proven int64
 		var recipients string
 		var keyID []byte
 		if err := rows.Scan(&n.ID, &created, &n.RequestID, &n.Source, &n.Owner, &n.Subject, &n.Algorithm, &n.Bits, &keyID, &recipients,
-			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate, &n.Policy, &n.Required, &n.Format); err != nil {
+			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate, &n.Policy, &n.Required, &n.Format, &proven); err != nil {
 			return nil, fmt.Errorf("escrow: %w", err)
 		}
 		if err := json.Unmarshal([]byte(recipients), &n.Recipients); err != nil {
 			return nil, fmt.Errorf("escrow: record %d: %w", n.ID, err)
+		}
+		if proven != 0 {
+			n.Proven = time.UnixMilli(proven).UTC()
 		}
 		n.Created, n.KeyID = time.UnixMilli(created).UTC(), hex.EncodeToString(keyID)
 		out = append(out, n)

@@ -61,7 +61,12 @@ func (e *Escrow) PolicyFor(o Owner) (*Policy, error) {
 		}
 		return p, nil
 	}
-	return &Policy{Name: DefaultPolicy, Agents: []string{AllAgents}, Required: 1, Minimum: 1}, nil
+	p := defaultPolicy()
+	return &p, nil
+}
+
+func defaultPolicy() Policy {
+	return Policy{Name: DefaultPolicy, Agents: []string{AllAgents}, Required: 1, Minimum: 1}
 }
 
 // Policy finds a policy by the name that is kept with a record.
@@ -91,25 +96,34 @@ func (p *Policy) has(a *Agent) bool {
 	})
 }
 
-// validAgents are the policy's agents that new keys may be sealed to; an error where there are fewer than its minimum.
+// admits tells whether new keys may be sealed to the agent under the policy.
+func (p *Policy) admits(a *Agent, now time.Time) error {
+	if err := a.usable(now); err != nil {
+		return err
+	}
+	if p.Hybrid && a.Hybrid == nil {
+		return errors.New("it has no hybrid key, which the policy requires: enrollgate escrow agents hybrid-key makes one")
+	}
+	return nil
+}
+
+// validAgents are the policy's agents that new keys may be sealed to, each person once; an error where there are fewer than
+// its minimum.
 func (e *Escrow) validAgents(p *Policy) ([]quorum.Recipient, error) {
-	var valid []quorum.Recipient
+	var valid []Agent
 	var reasons string
 	now := e.o.Now()
 	for _, a := range *e.agents.Load() {
 		if !p.has(&a) {
 			continue
 		}
-		err := a.usable(now)
-		if err == nil && p.Hybrid && a.Hybrid == nil {
-			err = errors.New("it has no hybrid key, which the policy requires: enrollgate escrow agents hybrid-key makes one")
-		}
-		if err != nil {
+		if err := p.admits(&a, now); err != nil {
 			reasons += fmt.Sprintf("; %s: %v", dn.Show(a.Certificate.RawSubject), err)
 			continue
 		}
-		valid = append(valid, a.recipient())
+		valid = append(valid, a)
 	}
+	valid = people(valid)
 	const fix = "add one: enrollgate escrow agents add CERTIFICATE"
 	switch need := max(p.Minimum, p.Required, 1); {
 	case len(valid) == 0:
@@ -117,7 +131,11 @@ func (e *Escrow) validAgents(p *Policy) ([]quorum.Recipient, error) {
 	case len(valid) < need:
 		return nil, hresult.New(hresult.NoValidKRA, "recovery policy %q: %d key recovery agents have a valid certificate, %d are needed%s", p.Name, len(valid), need, reasons).WithFix(fix)
 	}
-	return valid, nil
+	var out []quorum.Recipient
+	for i := range valid {
+		out = append(out, valid[i].Recipient())
+	}
+	return out, nil
 }
 
 // Policies are the configured ones.

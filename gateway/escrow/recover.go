@@ -41,7 +41,8 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Decr
 		}
 		return fmt.Errorf("%w: %w", ErrRefused, cause)
 	}
-	if err := e.mayRecover(ctx, entry, agentCert); err != nil {
+	agentCert, err := e.mayRecover(ctx, entry, agentCert)
+	if err != nil {
 		return nil, refuse(err)
 	}
 	if n, err := e.Needed(entry); err != nil || n > 1 {
@@ -97,34 +98,48 @@ func (n *Entry) Certificate() (*x509.Certificate, error) {
 // CA is the name of the CA that issued the certificate; empty for imported keys.
 func (n *Entry) CA() string { return n.ca }
 
-// RecipientsOf are the designated agents that a record is sealed to, without those whose certificate is revoked.
+// RecipientsOf are the agents that can open a record, with the certificates that the record names: whose key is that of a
+// certificate that is designated and not revoked. So an agent whose certificate was renewed with the same key goes on opening
+// what was sealed before.
 func (e *Escrow) RecipientsOf(ctx context.Context, entry *Entry) ([]Agent, error) {
-	agents, err := e.Agents(ctx)
-	return slices.DeleteFunc(agents, func(a Agent) bool { return a.Revoked || !slices.Contains(entry.Recipients, a.Fingerprint) }), err
+	known, err := e.known(ctx)
+	return openers(known, entry.Recipients), err
 }
 
-// mayRecover requires that the agent is a recipient of the record and still designated.
-func (e *Escrow) mayRecover(ctx context.Context, entry *Entry, agent *x509.Certificate) error {
-	agents, err := e.Agents(ctx)
-	if err != nil {
-		return err
-	}
-	var names []string
-	for _, a := range agents {
-		if slices.Contains(entry.Recipients, a.Fingerprint) {
-			names = append(names, dn.Show(a.Certificate.RawSubject))
+func openers(known []Agent, recipients []string) []Agent {
+	var out []Agent
+	for i := range known {
+		designated := func(b Agent) bool { return !b.former && !b.Revoked && sameKey(b.Certificate, known[i].Certificate) }
+		if slices.Contains(recipients, known[i].Fingerprint) && slices.ContainsFunc(known, designated) {
+			out = append(out, known[i])
 		}
 	}
-	fingerprint := Fingerprint(agent)
-	if !slices.Contains(entry.Recipients, fingerprint) {
-		return fmt.Errorf("%s is no recovery agent of archived key %d; it is sealed to: %s", dn.Show(agent.RawSubject), entry.ID, strings.Join(names, "; "))
+	return out
+}
+
+// mayRecover requires that the agent is a recipient of the record and still designated. It returns the certificate that the
+// record names.
+func (e *Escrow) mayRecover(ctx context.Context, entry *Entry, agent *x509.Certificate) (*x509.Certificate, error) {
+	known, err := e.known(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if i := slices.IndexFunc(agents, func(a Agent) bool { return a.Fingerprint == fingerprint }); i < 0 {
-		return fmt.Errorf("%s is no longer a designated recovery agent", dn.Show(agent.RawSubject))
-	} else if agents[i].Revoked {
-		return fmt.Errorf("the certificate of %s is revoked", dn.Show(agent.RawSubject))
+	var names []string
+	for _, a := range openers(known, entry.Recipients) {
+		if sameKey(a.Certificate, agent) {
+			return a.Certificate, nil
+		}
+		names = append(names, dn.Show(a.Certificate.RawSubject))
 	}
-	return nil
+	name, fingerprint := dn.Show(agent.RawSubject), Fingerprint(agent)
+	i := slices.IndexFunc(known, func(a Agent) bool { return a.Fingerprint == fingerprint })
+	switch {
+	case !slices.Contains(entry.Recipients, fingerprint):
+		return nil, fmt.Errorf("%s is no recovery agent of archived key %d; it is sealed to: %s", name, entry.ID, strings.Join(names, "; "))
+	case i >= 0 && known[i].Revoked:
+		return nil, fmt.Errorf("the certificate of %s is revoked", name)
+	}
+	return nil, fmt.Errorf("%s is no longer a designated recovery agent", name)
 }
 
 // openWith decrypts a key that one agent opens. The caller wipes the result.

@@ -60,6 +60,9 @@ func TestWhatPrometheusAndTheLogSayOfAnIssuedAndARefusedRequest(t *testing.T) {
 		`enrollgate_step_duration_seconds_count{outcome="ok",step="issue"} 1`,
 		`enrollgate_step_duration_seconds_count{outcome="ok",step="close"} 1`,
 		`enrollgate_archival_ready 1`,
+		`enrollgate_agents_valid{policy="default"} 1`,
+		`enrollgate_agents_minimum{policy="default"} 1`,
+		`enrollgate_records_below_quorum{policy="default"} 0`,
 	} {
 		if !regexp.MustCompile("(?m)^" + regexp.QuoteMeta(line) + "$").Match(text) {
 			t.Errorf("no line %s", line)

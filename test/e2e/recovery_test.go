@@ -21,6 +21,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -45,6 +46,16 @@ type recoveryAgent struct {
 // designate lets somebody enroll for the agents' template and makes the certificate an agent's.
 func designate(t testing.TB, w *world.World, account string) *recoveryAgent {
 	t.Helper()
+	a := enrollAgent(t, w, account)
+	if err := w.Escrow.AddAgent(background, a.cert, "test"); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// enrollAgent lets somebody enroll for the agents' template.
+func enrollAgent(t testing.TB, w *world.World, account string) *recoveryAgent {
+	t.Helper()
 	c := w.Client(t, account)
 	der, key := world.Request(t, "LabKRA", nil)
 	reply, err := c.Submit(t, der)
@@ -57,11 +68,7 @@ func designate(t testing.TB, w *world.World, account string) *recoveryAgent {
 	if reply, err = c.Poll(t, reply.RequestID); err != nil {
 		t.Fatal(err)
 	}
-	cert := testpki.Cert(t, reply.Certificate)
-	if err := w.Escrow.AddAgent(background, cert, "test"); err != nil {
-		t.Fatal(err)
-	}
-	return &recoveryAgent{account, key, cert}
+	return &recoveryAgent{account, key, testpki.Cert(t, reply.Certificate)}
 }
 
 func parseID(t testing.TB, text string) (id int64) {
@@ -86,7 +93,7 @@ func archived(t testing.TB, w *world.World) (*rsa.PrivateKey, *x509.Certificate)
 
 func casesOf(t testing.TB, w *world.World, account string) *cases.Client {
 	t.Helper()
-	return &cases.Client{HTTP: w.Client(t, account).HTTP, URL: "https://" + world.Env("LAB_GATEWAY"), Principal: account + "@" + world.Env("LAB_REALM")}
+	return &cases.Client{Client: people.Client{HTTP: w.Client(t, account).HTTP, URL: "https://" + world.Env("LAB_GATEWAY"), Principal: account + "@" + world.Env("LAB_REALM")}}
 }
 
 // openCase opens a case for alice's newest key as an account.
@@ -346,7 +353,7 @@ func TestAnAgentWhoLeftTheGroupDoesNotCountAlthoughTheTicketSaysSo(t *testing.T)
 
 func TestTheRecoveryInterfaceRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	w := world.StartChanged(t, "", twoOfThree)
-	url := "https://" + world.Env("LAB_GATEWAY") + cases.Prefix + "cases"
+	url := "https://" + world.Env("LAB_GATEWAY") + people.Prefix + "cases"
 	get, err := w.HTTP().Get(url)
 	if err != nil {
 		t.Fatal(err)

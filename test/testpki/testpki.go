@@ -83,6 +83,18 @@ func Agent(t testing.TB, name string, from, to time.Time) (*rsa.PrivateKey, *x50
 	return key, Cert(t, der)
 }
 
+// Renewed makes a newer certificate for an agent's key.
+func Renewed(t testing.TB, old *x509.Certificate, key *rsa.PrivateKey) *x509.Certificate {
+	t.Helper()
+	template := *old
+	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(time.Now().UnixNano()), old.NotBefore.Add(time.Minute), old.NotAfter.AddDate(1, 0, 0)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Cert(t, der)
+}
+
 // PEM writes a block to a new file and returns its path.
 func PEM(t testing.TB, kind string, der []byte) string {
 	t.Helper()

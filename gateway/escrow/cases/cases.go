@@ -22,10 +22,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
-	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/security"
@@ -33,11 +32,7 @@ import (
 
 // Options configure New. All are needed.
 type Options struct {
-	DB     *store.DB
-	Escrow *escrow.Escrow
-	Now    func() time.Time
-	// IsOneOf tells whether the caller is one of the accounts, or in one of the groups.
-	IsOneOf func(ctx context.Context, caller templates.Caller, names []string) (bool, error)
+	people.Roles
 	// Account finds an account by name.
 	Account func(ctx context.Context, name string) (templates.Subject, error)
 	// HolderOf is the account that an agent's certificate was issued to; "" where another CA did.
@@ -177,25 +172,22 @@ func one(ctx context.Context, db querier, id int64) (*Case, error) {
 	return list[0], nil
 }
 
-// role is what somebody may do about keys of a policy.
-type role struct{ manager, approver bool }
-
-func (c *Cases) role(ctx context.Context, caller templates.Caller, policy string) (r role, p *escrow.Policy, err error) {
-	if p, err = c.o.Escrow.Policy(policy); err != nil {
-		return r, nil, hresult.New(hresult.AccessDenied, "%v", err)
-	}
-	if r.manager, err = c.o.IsOneOf(ctx, caller, p.Managers); err != nil {
-		return r, nil, err
-	}
-	r.approver, err = c.o.IsOneOf(ctx, caller, p.Approvers)
-	return r, p, err
+// Listed are cases, and by name the recovery policies that cannot be used and why: cases of those are not shown.
+type Listed struct {
+	Cases    []*Case           `json:"cases"`
+	Unusable map[string]string `json:"unusable,omitempty"`
 }
 
-var errNoRole = hresult.New(hresult.AccessDenied, "you are neither a manager nor an approver of the recovery policy").
-	WithFix("managers and approvers are named under escrow.policies in the gateway's configuration")
+func whys(p *people.Policies) map[string]string {
+	out := map[string]string{}
+	for name, err := range p.Unusable {
+		out[name] = hresult.From(err).Text
+	}
+	return out
+}
 
 // List returns the cases that the caller has to do with by role, newest first.
-func (c *Cases) List(ctx context.Context, caller templates.Caller) ([]*Case, error) {
+func (c *Cases) List(ctx context.Context, caller templates.Caller) (*Listed, error) {
 	if err := c.Expire(ctx); err != nil {
 		return nil, err
 	}
@@ -203,26 +195,17 @@ func (c *Cases) List(ctx context.Context, caller templates.Caller) ([]*Case, err
 	if err != nil {
 		return nil, err
 	}
-	visible := map[string]bool{}
-	any := false
-	for _, p := range c.o.Escrow.Policies() {
-		r, _, err := c.role(ctx, caller, p.Name)
-		if err != nil {
-			return nil, err
-		}
-		visible[p.Name] = r.manager || r.approver
-		any = any || visible[p.Name]
-	}
-	if !any {
-		return nil, c.refused(ctx, caller, 0, "list", errNoRole)
+	mine, err := c.o.All(ctx, caller, func(r people.Role) bool { return r.Manager || r.Approver })
+	if err != nil {
+		return nil, c.refused(ctx, caller, 0, "list", err)
 	}
 	out := []*Case{}
 	for _, k := range all {
-		if visible[k.Policy] {
+		if mine.Open[k.Policy] != nil {
 			out = append(out, k)
 		}
 	}
-	return out, nil
+	return &Listed{out, whys(mine)}, nil
 }
 
 const maxList = 500
@@ -236,14 +219,14 @@ func (c *Cases) Show(ctx context.Context, caller templates.Caller, id int64) (*C
 	if err != nil {
 		return nil, nil, c.refused(ctx, caller, id, "show", err)
 	}
-	r, _, err := c.role(ctx, caller, k.Policy)
-	if err == nil && !r.manager && !r.approver {
-		err = errNoRole
+	r, _, err := c.o.Of(ctx, caller, k.Policy)
+	if err == nil && !r.Manager && !r.Approver {
+		err = people.ErrNone
 	}
 	if err != nil {
 		return nil, nil, c.refused(ctx, caller, id, "show", err)
 	}
-	if !r.approver || !k.State.live() {
+	if !r.Approver || !k.State.live() {
 		return k, nil, nil
 	}
 	f, err := c.file(ctx, k)
@@ -295,15 +278,5 @@ func (c *Cases) archived(ctx context.Context, s *recovery.Statement) (*escrow.En
 
 // refused writes the refusal of an attempt into the audit log and returns its reason. Other errors are returned as they are.
 func (c *Cases) refused(ctx context.Context, caller templates.Caller, id int64, attempt string, err error) error {
-	e, ok := errors.AsType[*hresult.Error](err)
-	if !ok || e.Code == hresult.ServerUnavailable {
-		return err
-	}
-	detail := map[string]any{"case": id, "attempt": attempt, "sid": caller.SID, "refused": e.Text}
-	if logErr := c.o.DB.Write(ctx, func(tx *sql.Tx) error {
-		return audit.Append(tx, c.o.Now(), caller.Principal, audit.RecoveryRefused, detail)
-	}); logErr != nil {
-		return fmt.Errorf("%w; and it could not be logged: %w", err, logErr)
-	}
-	return err
+	return c.o.Refused(ctx, caller, attempt, map[string]any{"case": id}, err)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/store"
@@ -82,11 +83,7 @@ func newOffice(t testing.TB, required int) *office {
 			t.Fatal(err)
 		}
 	}
-	o.Cases = cases.New(cases.Options{DB: o.db, Escrow: o.escrow, Now: clock,
-		IsOneOf: func(_ context.Context, c templates.Caller, names []string) (bool, error) {
-			account, _, _ := strings.Cut(c.Principal, "@")
-			return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(o.people[account], n) }), nil
-		},
+	o.Cases = cases.New(cases.Options{Roles: people.Roles{DB: o.db, Escrow: o.escrow, Now: clock, IsOneOf: o.isOneOf},
 		Account: func(_ context.Context, name string) (templates.Subject, error) {
 			account, _, _ := strings.Cut(name, "@")
 			if _, ok := o.people[account]; !ok {
@@ -100,6 +97,14 @@ func newOffice(t testing.TB, required int) *office {
 		Chain: func(string) []*x509.Certificate { return nil },
 	})
 	return o
+}
+
+func (o *office) isOneOf(_ context.Context, c templates.Caller, names []string) (bool, error) {
+	if slices.Contains(names, "mistyped") {
+		return false, hresult.New(hresult.ServerUnavailable, `the account or group "mistyped" cannot be found`)
+	}
+	account, _, _ := strings.Cut(c.Principal, "@")
+	return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(o.people[account], n) }), nil
 }
 
 // archive puts somebody's key into escrow.
@@ -388,5 +393,64 @@ func TestKeysOfCurvesAreRecoveredToo(t *testing.T) {
 		if got, err := x509.ParsePKCS8PrivateKey(pkcs8); err != nil || !key.Equal(got) {
 			t.Errorf("%d: %v", required, err)
 		}
+	}
+}
+
+// One mistyped group closes the policy that names it, and no other.
+func TestAMistypedGroupInOnePolicyClosesThatPolicyOnly(t *testing.T) {
+	o := newOffice(t, 2)
+	_, e := o.archive(t, "alice")
+	id, _ := o.open(t, e)
+	mail := o.escrow.Policies()[0]
+	both, err := escrow.New(background, escrow.Options{DB: o.db, Secret: []byte("secret"), Now: time.Now, Policies: []escrow.Policy{
+		{Name: "board", Agents: []string{escrow.AllAgents}, Required: 2, Minimum: 2, Managers: []string{"managers", "mistyped"}, Approvers: []string{"agents"}}, mail}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := cases.New(cases.Options{Roles: people.Roles{DB: o.db, Escrow: both, Now: time.Now, IsOneOf: o.isOneOf}})
+	listed, err := c.List(background, who("helpdesk"))
+	if err != nil || len(listed.Cases) != 1 || listed.Cases[0].ID != id || !strings.Contains(listed.Unusable["board"], `"mistyped" cannot be found`) {
+		t.Errorf("list: %+v, %v", listed, err)
+	}
+	if keys, err := c.Keys(background, who("helpdesk"), "alice"); err != nil || len(keys) != 1 {
+		t.Errorf("keys: %+v, %v", keys, err)
+	}
+	// The policy itself is closed, for those too whose group is not the mistyped one; and who has no role elsewhere learns of none.
+	o.exec(t, "UPDATE recovery_cases SET policy = 'board' WHERE id = ?", id)
+	for _, name := range []string{"helpdesk", "kra1"} {
+		if listed, err := c.List(background, who(name)); err != nil || len(listed.Cases) != 0 {
+			t.Errorf("%s: a case of the closed policy is shown: %+v, %v", name, listed, err)
+		}
+		if _, _, err := c.Show(background, who(name), id); err == nil {
+			t.Errorf("%s: a case of the closed policy is shown", name)
+		}
+	}
+	_, err = c.List(background, who("alice"))
+	wantCode(t, "alice", err, hresult.ServerUnavailable)
+}
+
+// An agent's certificate was renewed with the same key: the case of a record that names the old one is approved all the same.
+func TestAnAgentWithARenewedCertificateApprovesCasesOfOldRecords(t *testing.T) {
+	o := newOffice(t, 2)
+	key, e := o.archive(t, "alice")
+	first := o.agents[0]
+	if err := o.escrow.AddAgent(background, testpki.Renewed(t, first.cert, first.key.(card).key), "test"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.escrow.RemoveAgent(background, escrow.Fingerprint(first.cert), "test"); err != nil {
+		t.Fatal(err)
+	}
+	id, file := o.open(t, e)
+	cert, err := recovery.CertificateOf(o.file(t, id).Agents, first.key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.approve(t, id, file, &agent{first.name, first.key, cert}, o.agents[1])
+	d, err := o.Fetch(background, who("helpdesk"), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, bad, err := combine(t, d, file); err != nil || len(bad) > 0 || !key.Equal(got) {
+		t.Errorf("%v, %v", bad, err)
 	}
 }

@@ -36,11 +36,11 @@ func (c *Cases) fetch(ctx context.Context, caller templates.Caller, id int64) (*
 	if err != nil {
 		return nil, err
 	}
-	r, _, err := c.role(ctx, caller, k.Policy)
+	r, _, err := c.o.Of(ctx, caller, k.Policy)
 	if err != nil {
 		return nil, err
 	}
-	if !r.manager || caller.SID != k.openedBySID {
+	if !r.Manager || caller.SID != k.openedBySID {
 		return nil, hresult.New(hresult.AccessDenied, "only the manager who opened recovery case %d fetches the key", id)
 	}
 	entry, archived, err := c.archived(ctx, &k.Statement)

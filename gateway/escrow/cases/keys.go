@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
 )
@@ -27,18 +28,9 @@ func (c *Cases) Keys(ctx context.Context, caller templates.Caller, owner string)
 	if owner == "" {
 		return nil, hresult.New(hresult.InvalidArg, "say whose keys with owner")
 	}
-	manages := map[string]bool{}
-	for _, p := range c.o.Escrow.Policies() {
-		r, _, err := c.role(ctx, caller, p.Name)
-		if err != nil {
-			return nil, err
-		}
-		if r.manager {
-			manages[p.Name] = true
-		}
-	}
-	if len(manages) == 0 {
-		return nil, c.refused(ctx, caller, 0, "list keys", errNoRole)
+	mine, err := c.o.All(ctx, caller, func(r people.Role) bool { return r.Manager })
+	if err != nil {
+		return nil, c.refused(ctx, caller, 0, "list keys", err)
 	}
 	entries, err := c.o.Escrow.List(ctx, owner, maxList)
 	if err != nil {
@@ -48,7 +40,7 @@ func (c *Cases) Keys(ctx context.Context, caller templates.Caller, owner string)
 	for i := range entries {
 		e := &entries[i]
 		cert, err := e.Certificate()
-		if err != nil || !manages[e.Policy] { // without a certificate it was never issued
+		if err != nil || mine.Open[e.Policy] == nil { // without a certificate it was never issued
 			continue
 		}
 		needed, err := c.o.Escrow.Needed(e)

@@ -104,11 +104,11 @@ func (c *Cases) manages(ctx context.Context, caller templates.Caller, s *recover
 	if err != nil {
 		return nil, nil, none
 	}
-	r, p, err := c.role(ctx, caller, entry.Policy)
+	r, p, err := c.o.Of(ctx, caller, entry.Policy)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !r.manager {
+	if !r.Manager {
 		return nil, nil, none
 	}
 	_, _, err = c.archived(ctx, s)

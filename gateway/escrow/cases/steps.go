@@ -12,6 +12,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
+	"github.com/enrollgate/enrollgate/gateway/escrow/people"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -157,11 +158,11 @@ func (c *Cases) approverOf(ctx context.Context, caller templates.Caller, id int6
 	if err != nil {
 		return nil, err
 	}
-	r, _, err := c.role(ctx, caller, k.Policy)
+	r, _, err := c.o.Of(ctx, caller, k.Policy)
 	switch {
 	case err != nil:
 		return nil, err
-	case !r.approver:
+	case !r.Approver:
 		return nil, hresult.New(hresult.AccessDenied, "you are no approver of the recovery policy %q", k.Policy)
 	case caller.SID == k.openedBySID:
 		return nil, hresult.New(hresult.AccessDenied, "you have opened recovery case %d: somebody else has to approve it", id)
@@ -181,8 +182,8 @@ func (c *Cases) Deny(ctx context.Context, caller templates.Caller, id int64, not
 func (c *Cases) Withdraw(ctx context.Context, caller templates.Caller, id int64, note string) (*Done, error) {
 	k, err := one(ctx, c.o.DB.SQL, id)
 	if err == nil {
-		var r role
-		if r, _, err = c.role(ctx, caller, k.Policy); err == nil && !r.manager {
+		var r people.Role
+		if r, _, err = c.o.Of(ctx, caller, k.Policy); err == nil && !r.Manager {
 			err = hresult.New(hresult.AccessDenied, "you are no manager of the recovery policy %q", k.Policy)
 		}
 	}

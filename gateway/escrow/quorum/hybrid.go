@@ -83,7 +83,8 @@ func (k *AgentKey) Decrypt(rand io.Reader, message []byte, opts crypto.Decrypter
 	return k.Certificate.Decrypt(rand, message, opts)
 }
 
-func (a *Recipient) protection() Protection {
+// Protection is what a share for the agent is sealed to.
+func (a *Recipient) Protection() Protection {
 	switch {
 	case a.Hybrid == nil:
 		return ByCertificate
@@ -94,7 +95,7 @@ func (a *Recipient) protection() Protection {
 }
 
 func (a *Recipient) seal(der, info []byte) (sealed []byte, err error) {
-	p := a.protection()
+	p := a.Protection()
 	if p != ByCertificate {
 		if der, err = SealHybrid(a.Hybrid, info, der); err != nil || p == ByHybrid {
 			return der, err

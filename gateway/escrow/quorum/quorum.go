@@ -156,7 +156,7 @@ func (r *Record) deal(index int, dealt secretsharing.Share, agent Recipient) err
 		return err
 	}
 	defer wcce.Wipe(signer)
-	holder := Holder{fingerprint(agent.Certificate), signer.Public().(ed25519.PublicKey), agent.protection()}
+	holder := Holder{fingerprint(agent.Certificate), signer.Public().(ed25519.PublicKey), agent.Protection()}
 	sealed, err := agent.seal(der, r.shareInfo(holder.Fingerprint))
 	if err != nil {
 		return err

@@ -2,8 +2,7 @@ package recovery
 
 import (
 	"crypto"
-	"crypto/x509"
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -55,20 +54,17 @@ func (f *Files) Certificates() (all [][]byte) {
 	return all
 }
 
-// Approve approves each case whose key the agent has a part of. The code is that of all cases. without are the cases that the
-// agent has no part of; it is an error where that is all of them.
-func (f *Files) Approve(code string, agent *x509.Certificate, key crypto.Decrypter, now time.Time) (done *Approvals, without []int64, err error) {
+// Approve approves each case whose key the agent has a part of, by the certificate that the record names. The code is that of
+// all cases. without are the cases that the agent has no part of; it is an error where that is all of them.
+func (f *Files) Approve(code string, key crypto.Decrypter, now time.Time) (done *Approvals, without []int64, err error) {
 	if !codeIs(Code(f.Statements()), code) {
 		return nil, nil, ErrCode
 	}
 	done = &Approvals{}
 	for i := range f.Cases {
 		c := &f.Cases[i]
-		r, _, err := c.read(&c.Statement)
+		agent, err := CertificateOf(c.Agents, key.Public())
 		if err != nil {
-			return nil, nil, fmt.Errorf("case %d: %w", c.Case, err)
-		}
-		if !r.holds(agent) {
 			without = append(without, c.Case)
 			continue
 		}
@@ -79,7 +75,7 @@ func (f *Files) Approve(code string, agent *x509.Certificate, key crypto.Decrypt
 		done.Approvals = append(done.Approvals, *a)
 	}
 	if len(done.Approvals) == 0 {
-		return nil, nil, fmt.Errorf("no key of these cases is sealed to %q", agent.Subject)
+		return nil, nil, errors.New("the key is that of no agent that an archived key of these cases is sealed to")
 	}
 	return done, without, nil
 }

@@ -35,8 +35,6 @@ type part struct {
 type record interface {
 	// open decrypts an agent's part.
 	open(agent *x509.Certificate, key crypto.Decrypter) (*part, error)
-	// holds tells whether the agent has a part.
-	holds(agent *x509.Certificate) bool
 	// verifier is the public half of an agent's part's signer.
 	verifier(fingerprint string) (crypto.PublicKey, error)
 	// add checks a part and keeps a copy of it.
@@ -128,10 +126,6 @@ func (r *single) open(agent *x509.Certificate, key crypto.Decrypter) (*part, err
 	return nil, fmt.Errorf("the key is not sealed to %s", agent.Subject)
 }
 
-func (r *single) holds(agent *x509.Certificate) bool {
-	return slices.ContainsFunc(r.enveloped.Recipients, func(to wcce.Recipient) bool { return to.Names(agent) })
-}
-
 func (r *single) verifier(string) (crypto.PublicKey, error) { return r.cert.PublicKey, nil }
 
 func (r *single) add(_ string, payload []byte) error {
@@ -167,10 +161,6 @@ func (r *shared) open(agent *x509.Certificate, key crypto.Decrypter) (*part, err
 		return nil, err
 	}
 	return &part{der, signer, func() { wcce.Wipe(der); wcce.Wipe(signer) }}, nil
-}
-
-func (r *shared) holds(agent *x509.Certificate) bool {
-	return r.record.Holder(escrow.Fingerprint(agent)) != nil
 }
 
 func (r *shared) verifier(fingerprint string) (crypto.PublicKey, error) {
