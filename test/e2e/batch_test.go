@@ -20,7 +20,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/batch"
-	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
 	"github.com/enrollgate/enrollgate/test/testpki"
@@ -141,24 +140,7 @@ func TestARewrapADrillAndARecoveryByTheNewAgents(t *testing.T) {
 	if err := w.Escrow.RemoveAgent(background, escrow.Fingerprint(kra1.cert), "test"); err != nil {
 		t.Fatal(err)
 	}
-	entry, err := w.Escrow.BySerial(background, cert.SerialNumber.Text(16))
-	if err != nil {
-		t.Fatal(err)
-	}
-	record, err := quorum.Parse(entry.Sealed())
-	if err != nil {
-		t.Fatal(err)
-	}
-	sh.write("share.der", record.SealedShare(escrow.Fingerprint(kra3.cert)))
-	sh.keyFile(kra3)
-	sh.openssl(nil, "pkcs12", "-in", "kra3.p12", "-passin", "env:LAB_PASSWORD", "-nodes", "-out", "kra3.pem")
-	share, err := quorum.ParseShare(sh.openssl(nil, "cms", "-decrypt", "-inform", "DER", "-in", "share.der", "-inkey", "kra3.pem", "-recip", "kra3.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := record.Check(share, escrow.Fingerprint(kra3.cert)); err != nil || record.SealedShare(escrow.Fingerprint(kra1.cert)) != nil {
-		t.Errorf("the new agent's share: %v", err)
-	}
+	entry := sh.opensShare(w, cert, kra3, kra1)
 
 	// Another agent than the worker proves it.
 	n := ordered.number(t)
@@ -166,23 +148,15 @@ func TestARewrapADrillAndARecoveryByTheNewAgents(t *testing.T) {
 	verify := sh.escrow("helpdesk", []int{0}, "rewrap", "verify", n, "--worker", "kra3@LAB.TEST", "--reason", "prove it")
 	verify.offline = true
 	sh.together(verify, kra3, kra2)
-	if entry, err = w.Escrow.Get(background, entry.ID); err != nil || time.Since(entry.Proven) > time.Minute {
+	if entry, err := w.Escrow.Get(background, entry.ID); err != nil || time.Since(entry.Proven) > time.Minute {
 		t.Errorf("%+v, %v", entry, err)
 	}
 	drilled := sh.escrow("helpdesk", []int{0}, "drill", "open", "--percent", "50", "--worker", "kra2@LAB.TEST", "--reason", "quarterly")
 	if done := sh.together(drilled, kra2, kra3); done.Records["done"] != 1 {
 		t.Errorf("%+v", done)
 	}
-	done, file := openCase(t, casesOf(t, w, "helpdesk"))
-	for _, a := range []*recoveryAgent{kra2, kra3} {
-		c := casesOf(t, w, a.name)
-		if _, err := c.Approve(background, approval(t, c, done.Case.ID, file.Statement.Code(), a)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	d, err := casesOf(t, w, "helpdesk").Fetch(background, done.Case.ID)
-	if err != nil || !recovered(t, d, file).Equal(key) {
-		t.Errorf("the key is not recovered: %v", err)
+	if !recoveredBy(t, w, kra2, kra3).Equal(key) {
+		t.Error("another key is recovered")
 	}
 	count := events(t, w)
 	if count[audit.KeyRewrapped] != 1 || count[audit.KeyProven] != 2 || count[audit.BatchOrdered] != 3 || count[audit.BatchTaken] != 3 || count[audit.BatchConsented] != 3 || count[audit.BatchEnded] != 3 {
@@ -191,6 +165,30 @@ func TestARewrapADrillAndARecoveryByTheNewAgents(t *testing.T) {
 	if _, err := audit.Verify(background, w.DB.SQL); err != nil {
 		t.Error(err)
 	}
+}
+
+// opensShare lets OpenSSL open the share of an agent who has one, and requires that another has none. It returns the certificate's record.
+func (s *shell) opensShare(w *world.World, cert *x509.Certificate, has, gone *recoveryAgent) *escrow.Entry {
+	s.t.Helper()
+	entry, err := w.Escrow.BySerial(background, cert.SerialNumber.Text(16))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	record, err := quorum.Parse(entry.Sealed())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.write("share.der", record.SealedShare(escrow.Fingerprint(has.cert)))
+	s.keyFile(has)
+	s.openssl(nil, "pkcs12", "-in", has.name+".p12", "-passin", "env:LAB_PASSWORD", "-nodes", "-out", "agent.pem")
+	share, err := quorum.ParseShare(s.openssl(nil, "cms", "-decrypt", "-inform", "DER", "-in", "share.der", "-inkey", "agent.pem", "-recip", "agent.pem"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := record.Check(share, escrow.Fingerprint(has.cert)); err != nil || record.SealedShare(escrow.Fingerprint(gone.cert)) != nil {
+		s.t.Errorf("the new agent's share: %v", err)
+	}
+	return entry
 }
 
 // The worker's machine loses power in the middle: nothing is lost, nothing is done twice. One agent is the whole quorum here.
@@ -253,9 +251,20 @@ func TestARewrapWhoseWorkerIsKilledGoesOn(t *testing.T) {
 	}
 }
 
-// recovered is what the manager's machine makes of a delivery.
-func recovered(t testing.TB, d *cases.Delivery, file *recovery.CaseFile) *rsa.PrivateKey {
+// recoveredBy is alice's newest key, as some agents recover it for a manager.
+func recoveredBy(t testing.TB, w *world.World, agents ...*recoveryAgent) *rsa.PrivateKey {
 	t.Helper()
+	done, file := openCase(t, casesOf(t, w, "helpdesk"))
+	for _, a := range agents {
+		c := casesOf(t, w, a.name)
+		if _, err := c.Approve(background, approval(t, c, done.Case.ID, file.Statement.Code(), a)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := casesOf(t, w, "helpdesk").Fetch(background, done.Case.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
 	caseKey, err := file.Key()
 	if err != nil {
 		t.Fatal(err)

@@ -22,11 +22,8 @@ import (
 func TestAttackCompromisedGatewayNamesAnAgentOfItsOwn(t *testing.T) {
 	a := newArchive(t, 2)
 	a.archive(t, "alice")
-	_, bobs := a.archive(t, "bob")
 	one, two, three := a.agents[0], a.agents[1], a.agents[2]
-	s := a.rewrap(two, three)
-	s.Records = []int64{1}
-	id, order := a.ordered(t, s, "kra2")
+	id, order := a.ordered(t, a.rewrap(two, three), "kra2")
 	mallory := a.designate(t, "mallory")
 	mine, err := recovery.NewCaseKey()
 	if err != nil {
@@ -64,7 +61,19 @@ func TestAttackCompromisedGatewayNamesAnAgentOfItsOwn(t *testing.T) {
 			t.Errorf("an agent: %s: %v", name, err)
 		}
 	}
-	// It sends the certificate of its own agent under the fingerprint of another, or bob's record on the page.
+}
+
+// The codes are right, and the gateway sends the certificate of its own agent under the fingerprint of another, or bob's record on the
+// page.
+func TestAttackCompromisedGatewaySendsOtherThingsThanOrdered(t *testing.T) {
+	a := newArchive(t, 2)
+	a.archive(t, "alice")
+	_, bobs := a.archive(t, "bob")
+	one, two, three := a.agents[0], a.agents[1], a.agents[2]
+	s := a.rewrap(two, three)
+	s.Records = []int64{1}
+	id, f := a.taken(t, s, two)
+	mallory := a.designate(t, "mallory")
 	info := a.info(t, id, "kra2")
 	info.Targets = [][]byte{two.cert.Raw, mallory.cert.Raw}
 	if _, err := recovery.NewWorker(info, f, two.key, a.now); err == nil {
@@ -113,28 +122,12 @@ func TestAttackWorkerUploadsAnotherPersonsKeyUnderAlicesRecord(t *testing.T) {
 
 		// What cannot be seen from outside: alice's binding and signature, and bob's key inside. It is found by who proves it, and nothing
 		// is lost.
-		pkcs8, err := x509.MarshalPKCS8PrivateKey(bobKey)
-		if err != nil {
-			t.Fatal(err)
-		}
-		id, err := hex.DecodeString(a.entry(t, alices).KeyID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		forged, err := escrow.Reseal(pkcs8, id, "alice@LAB.TEST", "mail", required, quorum.Certificates(two.cert, three.cert))
-		if err != nil {
-			t.Fatal(err)
-		}
-		evil := recovery.Result{Record: alices, Format: forged.Format, Sealed: forged.Sealed}
+		evil := a.forged(t, f, alices, bobKey)
 		sealed(t, &evil, f, a.page(t, b, "kra2", 0), key)
 		if err := send(evil); err != nil {
 			t.Fatal(err)
 		}
 		if err := send(good[1]); err != nil {
-			t.Fatal(err)
-		}
-		_, err = a.Draft(background, who("helpdesk"), batch.Selection{Purpose: recovery.Drill, Policy: "mail", Verifies: b})
-		if err != nil {
 			t.Fatal(err)
 		}
 		v, vf := a.taken(t, batch.Selection{Purpose: recovery.Drill, Policy: "mail", Verifies: b}, three)
@@ -156,6 +149,24 @@ func TestAttackWorkerUploadsAnotherPersonsKeyUnderAlicesRecord(t *testing.T) {
 		wantCode(t, "restored twice", a.Restore(background, who("helpdesk"), alices, "again"), hresult.AccessDenied)
 		wantCode(t, "a proven one", a.Restore(background, who("helpdesk"), bobs, "again"), hresult.AccessDenied)
 	}
+}
+
+// forged has bob's key sealed as that of alice's record.
+func (a *archive) forged(t testing.TB, f *recovery.BatchFile, record int64, bobs *rsa.PrivateKey) recovery.Result {
+	t.Helper()
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(bobs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := hex.DecodeString(a.entry(t, record).KeyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := escrow.Reseal(pkcs8, id, "alice@LAB.TEST", "mail", f.Statement.Order.Required, quorum.Certificates(a.agents[1].cert, a.agents[2].cert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return recovery.Result{Record: record, Format: r.Format, Sealed: r.Sealed}
 }
 
 // sealed signs a result as a worker who has the key in hand can.
@@ -268,7 +279,13 @@ func TestAttackRewrapWorkerWhoIsNoAgent(t *testing.T) {
 	if parts, skipped, err := c.Page(a.page(t, id, "kra1", 0)); err != nil || parts != nil || len(skipped) != 1 || !strings.Contains(skipped[0].Error(), "not sealed to the worker") {
 		t.Errorf("an agent gave a part to somebody who has none: %v, %v, %v", parts, skipped, err)
 	}
-	// Who orders does not work, and who works does not order; nobody but managers choose records.
+}
+
+// Who orders does not work, and who works does not order; nobody but managers choose records, and nobody but the worker sends results.
+func TestAttackOneBatchTwoRoles(t *testing.T) {
+	a := newArchive(t, 2)
+	a.archive(t, "alice")
+	one, two := a.agents[0], a.agents[1]
 	d, err := a.Draft(background, who("both"), drill)
 	if err != nil {
 		t.Fatal(err)
