@@ -75,8 +75,8 @@ type Gateway struct {
 	Publisher *publish.Publisher
 
 	writer   *ldapsync.Forest
-	before   int64 // the last request that an earlier process recorded
 	now      func() time.Time
+	started  time.Time
 	policies policyCache
 	risks    hazardCache
 	metrics  *metrics
@@ -88,7 +88,7 @@ type Gateway struct {
 
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.
 func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gateway, err error) {
-	g = &Gateway{Config: cfg, Log: log, now: time.Now, metrics: newMetrics()}
+	g = &Gateway{Config: cfg, Log: log, now: time.Now, started: time.Now(), metrics: newMetrics()}
 	defer func() {
 		if err != nil && g.DB != nil {
 			g.DB.Close()
@@ -100,13 +100,10 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	if g.linter, err = lint.New(cfg.Lint.Accept); err != nil {
 		return nil, err
 	}
-	if g.DB, err = store.Open(ctx, filepath.Join(cfg.Data, "enrollgate.db")); err != nil {
+	if g.DB, err = OpenDatabase(ctx, cfg); err != nil {
 		return nil, err
 	}
 	g.Ledger = ledger.New(g.DB, g.now)
-	if g.before, err = g.Ledger.LastID(ctx); err != nil {
-		return nil, err
-	}
 	secret, err := readOrCreateSecret(cfg)
 	if err != nil {
 		return nil, err
@@ -139,6 +136,25 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	}
 	g.Cases = g.newCases()
 	return g, nil
+}
+
+// OpenDatabase opens the configured database: on a PostgreSQL server, or the file in the data folder.
+func OpenDatabase(ctx context.Context, cfg *config.Config) (*store.DB, error) {
+	if cfg.Database.URL == "" {
+		return store.Open(ctx, filepath.Join(cfg.Data, "enrollgate.db"))
+	}
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil { // for keys
+		return nil, fmt.Errorf("create the data folder: %w", err)
+	}
+	var password []byte
+	if cfg.Database.Password.Set() {
+		var err error
+		if password, err = cfg.Database.Password.Read(); err != nil {
+			return nil, fmt.Errorf("database.password: %w", err)
+		}
+		defer clear(password)
+	}
+	return store.OpenPostgres(ctx, cfg.Database.URL, password)
 }
 
 // Close releases the directory and the database.

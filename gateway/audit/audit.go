@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/store"
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -76,6 +77,7 @@ func Append(tx *sql.Tx, now time.Time, actor string, event Event, detail any) er
 	case err != nil:
 		return fmt.Errorf("audit: %w", err)
 	}
+	actor = store.Text(actor) // what the hash is of is what every database gives back
 	line := Line{Seq: seq + 1, Time: now.UTC().Truncate(time.Millisecond), Actor: actor, Event: event, Detail: text}
 	_, err = tx.Exec("INSERT INTO audit (seq, time, actor, event, detail, previous, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
 		line.Seq, line.Time.UnixMilli(), actor, string(event), string(text), previous, line.hash(previous))

@@ -123,7 +123,7 @@ func (e *Escrow) AddAgent(ctx context.Context, cert *x509.Certificate, actor str
 	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		now := e.o.Now()
 		res, err := tx.Exec(`INSERT INTO escrow_agents (fingerprint, certificate, added, added_by) VALUES (?, ?, ?, ?)
-			ON CONFLICT (fingerprint) DO UPDATE SET added = excluded.added, added_by = excluded.added_by, removed = 0 WHERE removed <> 0`,
+			ON CONFLICT (fingerprint) DO UPDATE SET added = excluded.added, added_by = excluded.added_by, removed = 0 WHERE escrow_agents.removed <> 0`,
 			raw, cert.Raw, now.UnixMilli(), actor)
 		if err != nil {
 			return fmt.Errorf("add agent: %w", err)

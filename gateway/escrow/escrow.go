@@ -226,14 +226,11 @@ func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner
 		return 0, fmt.Errorf("escrow: %w", err)
 	}
 	request := sql.NullInt64{Int64: requestID, Valid: requestID != 0}
-	res, err := tx.Exec(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate, policy, required, format)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate,
-		r.Policy, r.Required, r.Format)
+	err = tx.QueryRow(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate, policy, required, format)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate,
+		r.Policy, r.Required, r.Format).Scan(&id)
 	if err != nil {
 		return 0, fmt.Errorf("escrow: store record: %w", err)
-	}
-	if id, err = res.LastInsertId(); err != nil {
-		return 0, fmt.Errorf("escrow: %w", err)
 	}
 	event := audit.KeyArchived
 	if r.Source == "import" {

@@ -1,0 +1,45 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	_ "modernc.org/sqlite" // the driver
+)
+
+// Open opens a SQLite file, creates it where it is missing and brings its schema up to date. Other processes may have it open
+// at the same time. What is deleted is overwritten with zeros.
+func Open(ctx context.Context, path string) (*DB, error) {
+	handle, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrate(ctx, handle, SQLite); err != nil {
+		handle.Close()
+		return nil, fmt.Errorf("database %s: %w", path, err)
+	}
+	return start(handle, SQLite), nil
+}
+
+func openFile(path string) (*sql.DB, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("create the data folder: %w", err)
+	}
+	// The file must not be readable for others at any moment: create it before SQLite does.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	f.Close()
+	options := url.Values{"_txlock": {"immediate"},
+		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "secure_delete(1)"}}
+	handle, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+options.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	return handle, nil
+}
