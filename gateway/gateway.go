@@ -109,7 +109,7 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 		return nil, err
 	}
 	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace,
-		Policies: recoveryPolicies(cfg.Escrow), Now: g.now})
+		Policies: recoveryPolicies(cfg.Escrow), Retention: retentionRules(cfg.Escrow), Now: g.now})
 	if err != nil {
 		return nil, err
 	}

@@ -53,6 +53,10 @@ const (
 	ExchangeCreated  Event = "exchange-key-created"
 	ExchangeImported Event = "exchange-key-imported"
 	ConfigChanged    Event = "configuration-changed"
+	KeyDestroyed     Event = "key-destroyed"
+	KeyHeld          Event = "key-held"
+	KeyReleased      Event = "key-released"
+	DestroyConfirmed Event = "retention-confirmed" // by an operator, past the limit
 )
 
 // Line is one entry.

@@ -151,7 +151,8 @@ type Escrow struct {
 	ExchangeValidity time.Duration `yaml:"exchange_validity"`
 	Grace            time.Duration `yaml:"grace"`
 	// Policies are tried in this order; a key that none is for is sealed to all agents, and any one of them recovers it.
-	Policies []RecoveryPolicy `yaml:"policies"`
+	Policies  []RecoveryPolicy `yaml:"policies"`
+	Retention Retention        `yaml:"retention"`
 }
 
 // Log is what is logged.
@@ -173,7 +174,7 @@ func defaults() *Config {
 			Poll: 2 * time.Second, FullRead: time.Minute, FailBack: time.Minute, Timeout: 10 * time.Second},
 		Policy:  Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
 		Publish: defaultPublish(), Leavers: defaultLeavers(),
-		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour},
+		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour, Retention: Retention{Every: 24 * time.Hour, MaxPerRun: 100}},
 		Log:    Log{Level: "info", Format: "json"},
 	}
 }

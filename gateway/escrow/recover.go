@@ -104,6 +104,9 @@ func (e *Escrow) RecipientsOf(ctx context.Context, entry *Entry) ([]Agent, error
 
 // mayRecover requires that the agent is a recipient of the record and still designated.
 func (e *Escrow) mayRecover(ctx context.Context, entry *Entry, agent *x509.Certificate) error {
+	if err := entry.Gone(); err != nil {
+		return err
+	}
 	agents, err := e.Agents(ctx)
 	if err != nil {
 		return err

@@ -214,6 +214,19 @@ func safely(tx *sql.Tx, do func(*sql.Tx) error) (err error) {
 	return do(tx)
 }
 
+// Scrub overwrites what was deleted, as far as it is in the power of the database: the write-ahead log of SQLite is emptied, and
+// PostgreSQL is told that the old rows' place is free. Backups, and what a file system or a disk keeps of files, are beyond it.
+func (db *DB) Scrub(ctx context.Context) error {
+	statement := "PRAGMA wal_checkpoint(TRUNCATE)"
+	if db.Kind == Postgres {
+		statement = "VACUUM escrow_records"
+	}
+	if _, err := db.SQL.ExecContext(ctx, statement); err != nil {
+		return fmt.Errorf("database: overwrite what was deleted: %w", err)
+	}
+	return nil
+}
+
 // Close finishes the writes under way and closes the database.
 func (db *DB) Close() error {
 	db.closed.Do(func() { close(db.stop) })

@@ -48,7 +48,7 @@ func (c *Cases) Keys(ctx context.Context, caller templates.Caller, owner string)
 	for i := range entries {
 		e := &entries[i]
 		cert, err := e.Certificate()
-		if err != nil || !manages[e.Policy] { // without a certificate it was never issued
+		if err != nil || !manages[e.Policy] || e.Destroyed != nil { // without a certificate it was never issued
 			continue
 		}
 		needed, err := c.o.Escrow.Needed(e)
