@@ -72,7 +72,7 @@ func TestADestroyedKeyIsGoneAndItsRowSaysSo(t *testing.T) {
 	v := newArchive(t)
 	id := v.put(t, "alice@LAB.TEST", "CN=Alice", "default", v.now.Add(day))
 	before := v.entry(t, id)
-	if !bytes.Contains(storetest.Files(t, v.db), before.Sealed()) {
+	if !bytes.Contains(storetest.Files(t, v.db), before.Sealed()[200:264]) {
 		t.Fatal("the database's files were not read")
 	}
 	if err := v.Destroy(background, id, "admin", " "); err == nil {
