@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -34,12 +35,31 @@ func openFile(path string) (*sql.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	f.Close()
+	defer f.Close()
+	address := "file:" + (&url.URL{Path: path}).EscapedPath()
+	if info, err := f.Stat(); err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	} else if info.Size() == 0 {
+		if err := create(address); err != nil {
+			return nil, fmt.Errorf("create database %s: %w", path, err)
+		}
+	}
 	options := url.Values{"_txlock": {"immediate"},
-		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "secure_delete(1)"}}
-	handle, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+options.Encode())
+		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "secure_delete(1)", "cache_size(-16000)"}}
+	handle, err := sql.Open("sqlite", address+"?"+options.Encode())
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	return handle, nil
+}
+
+// create writes the file's first page, which fixes the size of all. Of SQLite's own size, 4096 octets, an archived key would
+// fill one, and half of it with nothing.
+func create(address string) error {
+	handle, err := sql.Open("sqlite", address+"?_pragma=busy_timeout(10000)&_pragma=page_size(16384)")
+	if err != nil {
+		return err
+	}
+	_, err = handle.Exec("VACUUM")
+	return errors.Join(err, handle.Close())
 }
