@@ -22,6 +22,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // Event is what happened.
@@ -56,6 +57,7 @@ const (
 	KeyDestroyed     Event = "key-destroyed"
 	KeyHeld          Event = "key-held"
 	KeyReleased      Event = "key-released"
+	Restored         Event = "database-restored"
 	DestroyConfirmed Event = "retention-confirmed" // by an operator, past the limit
 )
 
@@ -195,6 +197,40 @@ func checkpoints(ctx context.Context, db querier) (out []string, err error) {
 		out = append(out, text)
 	}
 	return out, rows.Err()
+}
+
+// State is the log as a whole at one moment.
+type State struct {
+	Lines int64     `json:"lines"`
+	Root  tlog.Hash `json:"root"`          // of the tree over all lines, also of those that are not signed yet
+	Last  Receipt   `json:"last,omitzero"` // of the last line
+	Time  time.Time `json:"time,omitzero"` // of the last line
+}
+
+// Recompute checks the chain and the tree, and tells what they make.
+func Recompute(ctx context.Context, tx *sql.Tx) (s State, err error) {
+	tree, err := newTreeChecker(ctx, tx)
+	if err != nil {
+		return s, fmt.Errorf("audit: %w", err)
+	}
+	if s.Lines, err = verifyLines(ctx, tx, tree); err != nil {
+		return s, err
+	}
+	if s.Root, err = tlog.TreeHash(s.Lines, tree); err != nil {
+		return s, fmt.Errorf("audit: %w", err)
+	}
+	if s.Lines == 0 {
+		return s, nil
+	}
+	if s.Last, err = Last(tx); err != nil {
+		return s, err
+	}
+	var ms int64
+	if err := tx.QueryRowContext(ctx, "SELECT time FROM audit WHERE seq = ?", s.Lines).Scan(&ms); err != nil {
+		return s, fmt.Errorf("audit: %w", err)
+	}
+	s.Time = time.UnixMilli(ms).UTC()
+	return s, nil
 }
 
 func verifyLines(ctx context.Context, tx *sql.Tx, tree *treeChecker) (int64, error) {
