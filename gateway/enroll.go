@@ -446,8 +446,7 @@ func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID s
 		return nil, hresult.New(hresult.ServerUnavailable, "CA %q is not configured any more", row.CA)
 	}
 	if row.State == ledger.Approved || row.State == ledger.Waiting {
-		reply, err := g.takeOver(ctx, ca, row)
-		if reply != nil || err != nil {
+		if reply, err := g.takeOver(ctx, ca, row); reply != nil || err != nil {
 			return reply, err
 		}
 	}

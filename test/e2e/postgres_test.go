@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,39 +37,13 @@ func TestAGatewayOnPostgreSQLLosesNothingWhenItIsKilled(t *testing.T) {
 	address := onPostgres(t, path)
 	p := world.NewProcess(t, w, path)
 	p.Start(t)
-	alice := w.Client(t, "alice")
-	exchange := alice.Exchange(t)
-	var mu sync.Mutex
-	var issued [][]byte
-	some := make(chan struct{})
-	var wg sync.WaitGroup
-	for range 32 {
-		der := first(world.Request(t, "LabUserSMIME", exchange))
-		wg.Go(func() {
-			reply, err := alice.Submit(t, der)
-			if err != nil || reply.Pending {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if issued = append(issued, reply.Certificate); len(issued) == 3 {
-				close(some)
-			}
-		})
-	}
-	select {
-	case <-some:
-	case <-time.After(20 * time.Second):
-		t.Fatal("no requests were answered")
-	}
-	p.Kill()
-	wg.Wait()
 	db := storetest.Again(t, address)
+	l := ledger.New(db, time.Now)
+	issued := killedWhileEnrolling(t, w, p, l)
 	if _, err := db.SQL.Exec("UPDATE requests SET claimed = 0"); err != nil { // as if half a minute had passed
 		t.Fatal(err)
 	}
 	p.Start(t)
-	l := ledger.New(db, time.Now)
 	eventually(t, "an end of every request", func() bool {
 		rows, err := l.Unfinished(background, 1)
 		return err == nil && len(rows) == 0
@@ -78,11 +53,7 @@ func TestAGatewayOnPostgreSQLLosesNothingWhenItIsKilled(t *testing.T) {
 		t.Fatalf("%d requests are issued, %v; clients have %d certificates", len(rows), err, len(issued))
 	}
 	for _, cert := range issued {
-		found := false
-		for _, r := range rows {
-			found = found || bytes.Equal(r.Certificate, cert)
-		}
-		if !found {
+		if !slices.ContainsFunc(rows, func(r *ledger.Row) bool { return bytes.Equal(r.Certificate, cert) }) {
 			t.Error("a client has a certificate that the database does not know")
 		}
 	}
@@ -94,4 +65,39 @@ func TestAGatewayOnPostgreSQLLosesNothingWhenItIsKilled(t *testing.T) {
 		t.Errorf("audit verify: %d, %s", code, out)
 	}
 	t.Logf("%d certificates were handed out before the kill, %d requests are issued", len(issued), len(rows))
+}
+
+// killedWhileEnrolling lets many clients enroll, kills the gateway when some of them are done, and returns their certificates.
+func killedWhileEnrolling(t *testing.T, w *world.World, p *world.Process, l *ledger.Ledger) (issued [][]byte) {
+	t.Helper()
+	alice := w.Client(t, "alice")
+	exchange := alice.Exchange(t)
+	var requests [][]byte
+	for range 32 {
+		requests = append(requests, first(world.Request(t, "LabUserSMIME", exchange)))
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for _, der := range requests {
+		wg.Go(func() {
+			reply, err := alice.Submit(t, der)
+			if err != nil || reply.Pending {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			issued = append(issued, reply.Certificate)
+		})
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if rows, err := l.List(background, ledger.Issued, 3); err == nil && len(rows) == 3 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no requests were answered")
+		}
+	}
+	p.Kill()
+	wg.Wait()
+	return issued
 }
