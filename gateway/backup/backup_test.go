@@ -86,9 +86,9 @@ func sign(t testing.TB, db *store.DB) (c *audit.Checkpoint, v note.Verifier) {
 	return c, v
 }
 
-func TestABackupIsWholeWhileOthersWrite(t *testing.T) {
-	db := storetest.Open(t)
-	path := filepath.Join(t.TempDir(), "backup")
+// busyBackup makes a backup while eight writers archive keys. before are those that were acknowledged before it began.
+func busyBackup(t *testing.T, db *store.DB, path string) (m *backup.Manifest, before map[int64]bool) {
+	t.Helper()
 	var mu sync.Mutex
 	acknowledged := map[int64]bool{}
 	var stop atomic.Bool
@@ -113,7 +113,7 @@ func TestABackupIsWholeWhileOthersWrite(t *testing.T) {
 		mu.Unlock()
 	}
 	mu.Lock()
-	before := maps.Clone(acknowledged)
+	before = maps.Clone(acknowledged)
 	mu.Unlock()
 	m, err := backup.Create(background, db, path, time.Now())
 	stop.Store(true)
@@ -121,6 +121,13 @@ func TestABackupIsWholeWhileOthersWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return m, before
+}
+
+func TestABackupIsWholeWhileOthersWrite(t *testing.T) {
+	db := storetest.Open(t)
+	path := filepath.Join(t.TempDir(), "backup")
+	m, before := busyBackup(t, db, path)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}

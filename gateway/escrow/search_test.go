@@ -2,6 +2,8 @@ package escrow_test
 
 import (
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"database/sql"
 	"fmt"
 	"slices"
@@ -38,32 +40,51 @@ func (v *vault) put(t testing.TB, owner, subject, policy string, end time.Time) 
 	return id
 }
 
-func TestArchivedKeysAreFound(t *testing.T) {
+// people are archived keys: two of alice's, two days apart, one of bob's, of somebody whose name begins like alice's, and one
+// that was imported another two days later.
+type people struct {
+	*vault
+	begin                       time.Time
+	a1, a2, bob, like, imported int64
+	agentKey                    *rsa.PrivateKey
+	agent                       *x509.Certificate
+}
+
+func newPeople(t testing.TB) *people {
+	t.Helper()
 	v := newVault(t)
+	p := &people{vault: v, begin: v.now}
 	year := v.now.AddDate(1, 0, 0)
-	a1 := v.put(t, "alice@LAB.TEST", "CN=Alice Adams,OU=Sales,DC=lab,DC=test", "default", year)
-	b := v.put(t, "bob@LAB.TEST", "CN=Bob Baker,OU=Sales,DC=lab,DC=test", "executives", year)
-	begin := v.now
+	p.a1 = v.put(t, "alice@LAB.TEST", "CN=Alice Adams,OU=Sales,DC=lab,DC=test", "default", year)
+	p.bob = v.put(t, "bob@LAB.TEST", "CN=Bob Baker,OU=Sales,DC=lab,DC=test", "executives", year)
 	v.now = v.now.Add(48 * time.Hour)
-	a2 := v.put(t, "Alice@LAB.TEST", "CN=Alice Adams,OU=Board,DC=lab,DC=test", "executives", year)
-	other := v.put(t, "alicea@LAB.TEST", "CN=Jürgen Ähre", "default", year)
+	p.a2 = v.put(t, "Alice@LAB.TEST", "CN=Alice Adams,OU=Board,DC=lab,DC=test", "executives", year)
+	p.like = v.put(t, "alicea@LAB.TEST", "CN=Jürgen Ähre", "default", year)
 	v.now = v.now.Add(48 * time.Hour)
 	key, cert := testpki.Agent(t, "old", v.now.Add(-time.Hour), year)
-	agentKey, agent := testpki.Agent(t, "kra", v.now.Add(-time.Hour), year)
-	if err := v.AddAgent(background, agent, "test"); err != nil {
+	p.agentKey, p.agent = testpki.Agent(t, "kra", v.now.Add(-time.Hour), year)
+	if err := v.AddAgent(background, p.agent, "test"); err != nil {
 		t.Fatal(err)
 	}
-	imported, err := v.Import(background, key, cert, escrow.Owner{Name: "carol"}, "test")
-	if err != nil {
+	var err error
+	if p.imported, err = v.Import(background, key, cert, escrow.Owner{Name: "carol"}, "test"); err != nil {
 		t.Fatal(err)
 	}
-	serial := func(id int64) string {
-		e, err := v.Get(background, id)
-		if err != nil || e.Serial == "" || e.Sealed() == nil {
-			t.Fatalf("%+v, %v", e, err)
-		}
-		return e.Serial
+	return p
+}
+
+func (p *people) serial(t testing.TB, id int64) string {
+	t.Helper()
+	e, err := p.Get(background, id)
+	if err != nil || e.Serial == "" || e.Sealed() == nil {
+		t.Fatalf("%+v, %v", e, err)
 	}
+	return e.Serial
+}
+
+func TestArchivedKeysAreFound(t *testing.T) {
+	p := newPeople(t)
+	a1, a2, b, other, imported, begin := p.a1, p.a2, p.bob, p.like, p.imported, p.begin
 	for name, c := range map[string]struct {
 		q    escrow.Query
 		want []int64
@@ -79,27 +100,31 @@ func TestArchivedKeysAreFound(t *testing.T) {
 		"words as written":      {escrow.Query{Subject: "CN=Alice Adams,OU=Board"}, []int64{a2}},
 		"a part of a word":      {escrow.Query{Subject: "ada"}, nil},
 		"not only ASCII":        {escrow.Query{Subject: "ähre JÜRGEN"}, []int64{other}},
-		"a serial number":       {escrow.Query{Serial: serial(b)}, []int64{b}},
-		"an imported one":       {escrow.Query{Serial: "00" + serial(imported)}, []int64{imported}},
+		"a serial number":       {escrow.Query{Serial: p.serial(t, b)}, []int64{b}},
+		"an imported one":       {escrow.Query{Serial: "00" + p.serial(t, imported)}, []int64{imported}},
 		"a policy":              {escrow.Query{Policy: "executives"}, []int64{a2, b}},
 		"since":                 {escrow.Query{Since: begin.Add(time.Hour)}, []int64{imported, other, a2}},
 		"until":                 {escrow.Query{Until: begin.Add(time.Hour)}, []int64{b, a1}},
-		"all together":          {escrow.Query{Owner: "alice", Subject: "board", Policy: "executives", Since: begin.Add(time.Hour), Serial: serial(a2)}, []int64{a2}},
+		"all together":          {escrow.Query{Owner: "alice", Subject: "board", Policy: "executives", Since: begin.Add(time.Hour), Serial: p.serial(t, a2)}, []int64{a2}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, size := range []int{1, 2, 10} {
-				if got := pages(t, v, c.q, size); !slices.Equal(got, c.want) {
+				if got := pages(t, p.vault, c.q, size); !slices.Equal(got, c.want) {
 					t.Errorf("pages of %d: %v, want %v", size, got, c.want)
 				}
 			}
 		})
 	}
+}
+
+func TestAListDoesNotReadWhatIsSealed(t *testing.T) {
+	p := newPeople(t)
 	for _, q := range []escrow.Query{{Serial: "xyz"}, {Subject: "CN="}} {
-		if _, err := v.Search(background, q); err == nil {
+		if _, err := p.Search(background, q); err == nil {
 			t.Errorf("%+v was looked for", q)
 		}
 	}
-	list, err := v.Search(background, escrow.Query{Limit: 10})
+	list, err := p.Search(background, escrow.Query{Limit: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,11 +136,11 @@ func TestArchivedKeysAreFound(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	entry, err := v.BySerial(background, serial(imported))
+	entry, err := p.BySerial(background, p.serial(t, p.imported))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Recover(background, entry, agentKey, agent, "test", "found by its serial number"); err != nil {
+	if _, err := p.Recover(background, entry, p.agentKey, p.agent, "test", "found by its serial number"); err != nil {
 		t.Error(err)
 	}
 }

@@ -67,6 +67,11 @@ func TestADayWithABackup(t *testing.T) {
 	if out := run(0, "escrow", "list", "--owner", "alice"); !strings.Contains(out, "alice@LAB.TEST") {
 		t.Error(out)
 	}
+	holdAndDestroy(t, run)
+}
+
+func holdAndDestroy(t *testing.T, run func(code int, args ...string) string) {
+	t.Helper()
 	run(0, "escrow", "hold", "1", "--reason", "a trial")
 	run(3, "escrow", "destroy", "1", "--reason", "no")
 	run(0, "escrow", "release", "1", "--reason", "it is over")
