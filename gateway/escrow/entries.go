@@ -102,7 +102,7 @@ func (e *Escrow) BySerial(ctx context.Context, serial string) (*Entry, error) {
 	return e.Get(ctx, list[0].ID)
 }
 
-// List returns a person's archived keys, newest first; owner "" means everybody's.
+// List returns a person's archived keys, newest first, without what is sealed; owner "" means everybody's.
 func (e *Escrow) List(ctx context.Context, owner string, limit int) ([]Entry, error) {
 	return e.Search(ctx, Query{Owner: owner, Limit: limit})
 }
@@ -119,7 +119,7 @@ type Query struct {
 	Limit   int
 }
 
-// Search returns archived keys, newest first. It costs as much as it finds, however many there are.
+// Search returns archived keys, newest first, without what is sealed. It costs as much as it finds, however many there are.
 func (e *Escrow) Search(ctx context.Context, q Query) ([]Entry, error) {
 	list := words(q.Subject)
 	if len(list) == 0 && q.Subject != "" {

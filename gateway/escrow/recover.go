@@ -32,6 +32,10 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Priv
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("a recovery needs a written reason")
 	}
+	entry, err := e.Get(ctx, entry.ID) // as it is now, with what is sealed
+	if err != nil {
+		return nil, err
+	}
 	detail := map[string]any{"record": entry.ID, "owner": entry.Owner, "agent": dn.Show(agentCert.RawSubject), "fingerprint": Fingerprint(agentCert), "reason": reason}
 	refuse := func(cause error) error {
 		detail["refused"] = cause.Error()
