@@ -7,7 +7,7 @@ GO ?= go
 CMD ?=
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca test-hostile fuzz bench lint deps clean
+.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca test-hostile fuzz bench bench-keys lint deps clean
 
 build:
 	@CGO_ENABLED=1 $(GO) build -tags netgo,osusergo -o bin/enrollgate ./cmd/enrollgate
@@ -59,6 +59,11 @@ fuzz: deps
 bench: deps build
 	@test/lab/lab.sh ns $(GO) test ./test/bench -run '^$$' -bench . -benchtime 2s
 	@$(GO) test ./gateway/escrow -run '^$$' -bench Refusals
+
+# What archived keys cost among a million of them; KEYS_ON=postgres for PostgreSQL. Filling takes a quarter of an hour.
+KEYS ?= 1000000
+bench-keys: deps
+	@KEYS=$(KEYS) $(GO) test ./test/bench -run '^$$' -bench Keys -benchtime 1x -timeout 3h
 
 lint:
 	@test/lint.sh

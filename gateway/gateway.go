@@ -82,8 +82,8 @@ type Gateway struct {
 	Publisher *publish.Publisher
 
 	writer   *ldapsync.Forest
-	before   int64 // the last request that an earlier process recorded
 	now      func() time.Time
+	started  time.Time
 	policies policyCache
 	risks    hazardCache
 	holdings atomic.Pointer[[]escrow.Holding] // as counted last
@@ -98,7 +98,7 @@ type Gateway struct {
 
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.
 func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gateway, err error) {
-	g = &Gateway{Config: cfg, Log: log, now: time.Now, metrics: newMetrics()}
+	g = &Gateway{Config: cfg, Log: log, now: time.Now, started: time.Now(), metrics: newMetrics()}
 	opened := g // an error sets g to nil
 	defer func() {
 		if err != nil && opened.DB != nil {
@@ -111,19 +111,16 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	if g.linter, err = lint.New(cfg.Lint.Accept); err != nil {
 		return nil, err
 	}
-	if g.DB, err = store.Open(ctx, filepath.Join(cfg.Data, "enrollgate.db")); err != nil {
+	if g.DB, err = OpenDatabase(ctx, cfg); err != nil {
 		return nil, err
 	}
 	g.Ledger = ledger.New(g.DB, g.now)
-	if g.before, err = g.Ledger.LastID(ctx); err != nil {
-		return nil, err
-	}
 	secret, err := readOrCreateSecret(cfg)
 	if err != nil {
 		return nil, err
 	}
 	g.Escrow, err = escrow.New(ctx, escrow.Options{DB: g.DB, Secret: secret, ExchangeValidity: cfg.Escrow.ExchangeValidity, Grace: cfg.Escrow.Grace, ExchangeToken: cfg.Escrow.ExchangeToken,
-		Policies: recoveryPolicies(cfg.Escrow), Now: g.now})
+		Policies: recoveryPolicies(cfg.Escrow), Retention: retentionRules(cfg.Escrow), Now: g.now})
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +151,25 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	}
 	g.Cases, g.Batches = g.newCases()
 	return g, nil
+}
+
+// OpenDatabase opens the configured database: on a PostgreSQL server, or the file in the data folder.
+func OpenDatabase(ctx context.Context, cfg *config.Config) (*store.DB, error) {
+	if cfg.Database.URL == "" {
+		return store.Open(ctx, filepath.Join(cfg.Data, "enrollgate.db"))
+	}
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil { // for keys
+		return nil, fmt.Errorf("create the data folder: %w", err)
+	}
+	var password []byte
+	if cfg.Database.Password.Set() {
+		var err error
+		if password, err = cfg.Database.Password.Read(); err != nil {
+			return nil, fmt.Errorf("database.password: %w", err)
+		}
+		defer clear(password)
+	}
+	return store.OpenPostgres(ctx, cfg.Database.URL, password)
 }
 
 // Close releases the directory and the database.

@@ -29,6 +29,21 @@ func recoveryPolicies(c config.Escrow) []escrow.Policy {
 	return out
 }
 
+// retentionRules are the configured ones.
+func retentionRules(c config.Escrow) []escrow.Rule {
+	var out []escrow.Rule
+	for _, r := range c.Retention.Rules {
+		out = append(out, escrow.Rule(r))
+	}
+	return out
+}
+
+// Retention destroys archived keys that were kept long enough.
+func (g *Gateway) Retention() *escrow.Retention {
+	r := g.Config.Escrow.Retention
+	return escrow.NewRetention(g.Escrow, escrow.RetentionOptions{Every: r.Every, MaxPerRun: r.MaxPerRun, Log: g.Log.WithField("part", "retention")})
+}
+
 // ownerOf says whose key is archived, so that the escrow finds the policy: whom the certificate is for, which is not the
 // caller where an enrollment agent asks.
 func (g *Gateway) ownerOf(ctx context.Context, in templates.Input) escrow.Owner {

@@ -56,6 +56,9 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	if g.Config.Leavers.Enabled {
 		group.Go(func() error { leavers.New(g.LeaverOptions()).Run(ctx); return nil })
 	}
+	if len(g.Config.Escrow.Retention.Rules) > 0 {
+		group.Go(func() error { g.Retention().Run(ctx); return nil })
+	}
 	for _, s := range servers {
 		group.Go(s.serve)
 	}

@@ -23,46 +23,10 @@ import (
 )
 
 func (a *app) escrowCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover and import them, designate recovery agents"}
+	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover, import and destroy them, designate recovery agents"}
 	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.escrowImportBlobCommand(), a.escrowExportCommand(),
-		a.agentsCommand(), a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand())
-	return cmd
-}
-
-func (a *app) escrowListCommand() *cobra.Command {
-	var owner string
-	var limit int
-	var below bool
-	cmd := &cobra.Command{
-		Use: "list", Short: "List archived keys, newest first", Args: exactArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				list, err := g.Escrow.List(ctx, owner, limit)
-				if below {
-					list, err = g.Escrow.BelowQuorum(ctx, limit)
-				}
-				if err != nil {
-					return err
-				}
-				if list == nil {
-					list = []escrow.Entry{}
-				}
-				return a.print(list, func(w *tabwriter.Writer) {
-					row(w, "ID", "ARCHIVED", "OWNER", "KEY", "SOURCE", "REQUEST", "SERIAL NUMBER", "AGENTS", "POLICY", "PROVEN", "SUBJECT")
-					for _, e := range list {
-						request := "-"
-						if e.RequestID != 0 {
-							request = fmt.Sprintf("%d %s", e.RequestID, e.State)
-						}
-						row(w, e.ID, day(e.Created), e.Owner, fmt.Sprintf("%s %d", e.Algorithm, e.Bits), e.Source, request, e.Serial, fmt.Sprintf("%d of %d", e.Required, len(e.Recipients)), e.Policy, day(e.Proven), e.Subject)
-					}
-				})
-			})
-		},
-	}
-	cmd.Flags().StringVar(&owner, "owner", "", "only keys of this account, alice or alice@CORP.EXAMPLE")
-	cmd.Flags().IntVar(&limit, "limit", 100, "at most this many")
-	cmd.Flags().BoolVar(&below, "below-quorum", false, "those that fewer agents can open than it takes, of everybody")
+		a.agentsCommand(), a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand(),
+		a.escrowDestroyCommand(), a.escrowHoldCommand(), a.escrowReleaseCommand(), a.escrowRetentionCommand())
 	return cmd
 }
 

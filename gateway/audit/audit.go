@@ -20,7 +20,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/store"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 // Event is what happened.
@@ -62,6 +64,11 @@ const (
 	ExchangeImported  Event = "exchange-key-imported"
 	ExchangeDestroyed Event = "exchange-key-destroyed"
 	ConfigChanged     Event = "configuration-changed"
+	KeyDestroyed      Event = "key-destroyed"
+	KeyHeld           Event = "key-held"
+	KeyReleased       Event = "key-released"
+	Restored          Event = "database-restored"
+	DestroyConfirmed  Event = "retention-confirmed" // by an operator, past the limit
 )
 
 // Line is one entry.
@@ -86,6 +93,7 @@ func Append(tx *sql.Tx, now time.Time, actor string, event Event, detail any) er
 	case err != nil:
 		return fmt.Errorf("audit: %w", err)
 	}
+	actor = store.Text(actor) // what the hash is of is what every database gives back
 	line := Line{Seq: seq + 1, Time: now.UTC().Truncate(time.Millisecond), Actor: actor, Event: event, Detail: text}
 	_, err = tx.Exec("INSERT INTO audit (seq, time, actor, event, detail, previous, hash) VALUES (?, ?, ?, ?, ?, ?, ?)",
 		line.Seq, line.Time.UnixMilli(), actor, string(event), string(text), previous, line.hash(previous))
@@ -199,6 +207,40 @@ func checkpoints(ctx context.Context, db querier) (out []string, err error) {
 		out = append(out, text)
 	}
 	return out, rows.Err()
+}
+
+// State is the log as a whole at one moment.
+type State struct {
+	Lines int64     `json:"lines"`
+	Root  tlog.Hash `json:"root"`          // of the tree over all lines, also of those that are not signed yet
+	Last  Receipt   `json:"last,omitzero"` // of the last line
+	Time  time.Time `json:"time,omitzero"` // of the last line
+}
+
+// Recompute checks the chain and the tree, and tells what they make.
+func Recompute(ctx context.Context, tx *sql.Tx) (s State, err error) {
+	tree, err := newTreeChecker(ctx, tx)
+	if err != nil {
+		return s, fmt.Errorf("audit: %w", err)
+	}
+	if s.Lines, err = verifyLines(ctx, tx, tree); err != nil {
+		return s, err
+	}
+	if s.Root, err = tlog.TreeHash(s.Lines, tree); err != nil {
+		return s, fmt.Errorf("audit: %w", err)
+	}
+	if s.Lines == 0 {
+		return s, nil
+	}
+	if s.Last, err = Last(tx); err != nil {
+		return s, err
+	}
+	var ms int64
+	if err := tx.QueryRowContext(ctx, "SELECT time FROM audit WHERE seq = ?", s.Lines).Scan(&ms); err != nil {
+		return s, fmt.Errorf("audit: %w", err)
+	}
+	s.Time = time.UnixMilli(ms).UTC()
+	return s, nil
 }
 
 func verifyLines(ctx context.Context, tx *sql.Tx, tree *treeChecker) (int64, error) {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
@@ -17,7 +18,7 @@ func TestChangedAndRemovedLinesShow(t *testing.T) {
 		"a changed actor":   {"UPDATE audit SET actor = 'nobody' WHERE seq = 3", "line 3"},
 		"a changed time":    {"UPDATE audit SET time = time + 1 WHERE seq = 1", "line 1"},
 		"a removed line":    {"DELETE FROM audit WHERE seq = 2", "line 2"},
-		"a rewritten chain": {"UPDATE audit SET previous = zeroblob(32) WHERE seq = 2", "line 2"},
+		"a rewritten chain": {"UPDATE audit SET previous = hash WHERE seq = 2", "line 2"},
 		"nothing":           {"SELECT 1", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -34,7 +35,8 @@ func TestChangedAndRemovedLinesShow(t *testing.T) {
 				t.Error("the database lets lines be deleted")
 			}
 			// Somebody with the file in hand is not stopped by triggers.
-			if _, err := db.SQL.Exec("DROP TRIGGER audit_no_update; DROP TRIGGER audit_no_delete; " + c.tamper); err != nil {
+			storetest.Unlock(t, db)
+			if _, err := db.SQL.Exec(c.tamper); err != nil {
 				t.Fatal(err)
 			}
 			n, err := audit.VerifySigned(context.Background(), db.SQL, v)

@@ -27,6 +27,7 @@ const DefaultPath = "/etc/enrollgate/enrollgate.yaml"
 type Config struct {
 	PublicName       string      `yaml:"public_name"`
 	Data             string      `yaml:"data"`
+	Database         Database    `yaml:"database"`
 	Secret           Secret      `yaml:"secret"`
 	Listen           Listen      `yaml:"listen"`
 	TLS              TLS         `yaml:"tls"`
@@ -48,6 +49,12 @@ type Config struct {
 type Secret struct {
 	File string `yaml:"file"`
 	Env  string `yaml:"env"`
+}
+
+// Database is where requests, sealed keys and the audit log are kept: a file in Data where URL is empty.
+type Database struct {
+	URL      string `yaml:"url"` // of a PostgreSQL server
+	Password Secret `yaml:"password"`
 }
 
 // Listen has the addresses of the listeners; "off" switches one off.
@@ -148,8 +155,9 @@ type Escrow struct {
 	// ExchangeToken is the PKCS#11 token (RFC 7512) that exchange keys are made in; empty: they are in the database, encrypted.
 	ExchangeToken string `yaml:"exchange_token"`
 	// Policies are tried in this order; a key that none is for is sealed to all agents, and any one of them recovers it.
-	Policies []RecoveryPolicy `yaml:"policies"`
-	Agents   Agents           `yaml:"agents"`
+	Policies  []RecoveryPolicy `yaml:"policies"`
+	Agents    Agents           `yaml:"agents"`
+	Retention Retention        `yaml:"retention"`
 }
 
 // Log is what is logged.
@@ -171,8 +179,9 @@ func defaults() *Config {
 			Poll: 2 * time.Second, FullRead: time.Minute, FailBack: time.Minute, Timeout: 10 * time.Second},
 		Policy:  Policy{FriendlyName: "Certificate Enrollment Policy", UpdateHours: 8},
 		Publish: defaultPublish(), Leavers: defaultLeavers(),
-		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour, Agents: Agents{FromDirectory: FromDirectoryOff, WarnBefore: 60 * 24 * time.Hour}},
-		Log:    Log{Level: "info", Format: "json"},
+		Escrow: Escrow{ExchangeValidity: 7 * 24 * time.Hour, Grace: 14 * 24 * time.Hour, Agents: Agents{FromDirectory: FromDirectoryOff, WarnBefore: 60 * 24 * time.Hour},
+			Retention: Retention{Every: 24 * time.Hour, MaxPerRun: 100}},
+		Log: Log{Level: "info", Format: "json"},
 	}
 }
 
@@ -221,7 +230,7 @@ func Parse(text []byte) (c *Config, err error) {
 // resolve makes paths absolute.
 func (c *Config) resolve(dir string) {
 	dir, _ = filepath.Abs(dir)
-	paths := []*string{&c.Data, &c.Secret.File, &c.TLS.Certificate, &c.TLS.Key, &c.Kerberos.Keytab, &c.Directory.CAFile,
+	paths := []*string{&c.Data, &c.Secret.File, &c.Database.Password.File, &c.TLS.Certificate, &c.TLS.Key, &c.Kerberos.Keytab, &c.Directory.CAFile,
 		&c.Directory.Bind.Keytab, &c.Directory.Bind.Password.File, &c.Directory.Krb5Conf, &c.Publish.Bind.Keytab, &c.Publish.Bind.Password.File}
 	for i := range c.Directory.Domains {
 		d := &c.Directory.Domains[i]
@@ -264,6 +273,7 @@ func (c *Config) Check() []string {
 	need(c.Kerberos.Keytab != "", "kerberos.keytab: missing; export the keys of the account that holds the SPN HTTP/%s", c.PublicName)
 	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
 	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
+	c.Database.check(need)
 	c.Directory.check(need)
 	c.Publish.check(need)
 	c.Leavers.check(need)

@@ -108,6 +108,9 @@ func TestMistakesAreNamed(t *testing.T) {
 		"managers without approvers":           {minimal + "escrow: {policies: [{name: a, managers: [m]}]}\n", "go together"},
 		"fewer agents than it takes":           {minimal + "escrow: {policies: [{name: a, required: 2, agents: [x], managers: [m], approvers: [a]}]}\n", "1 are named, 2 are needed"},
 		"a minimum below the quorum":           {minimal + "escrow: {policies: [{name: a, required: 3, minimum_agents: 2, managers: [m], approvers: [a]}]}\n", "minimum_agents"},
+		"a password in the address":            {minimal + "database: {url: \"postgres://u:secret@localhost/d\"}\n", "file or a variable"},
+		"a database that proves nothing":       {minimal + "database: {url: \"postgres://u@db/d?sslmode=require\"}\n", "verify-full"},
+		"a database of another kind":           {minimal + "database: {url: \"mysql://db/d\"}\n", "postgres://USER@HOST"},
 		"a case that never ends":               {minimal + "escrow: {policies: [{name: a, case_validity: 9999h}]}\n", "case_validity"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -34,6 +34,33 @@ const (
 	FromDirectoryDesignate = "designate" // those that this gateway has issued after an approval are designated
 )
 
+// Retention is how long archived keys are kept, and when those that are over are destroyed. Without rules they are kept for ever.
+type Retention struct {
+	Every     time.Duration   `yaml:"every"`
+	MaxPerRun int             `yaml:"max_per_run"` // more keys due at once are a mistake until an operator says otherwise
+	Rules     []RetentionRule `yaml:"rules"`
+}
+
+// RetentionRule is how long keys of some policies and templates are kept. The first one that is for a key counts.
+type RetentionRule struct {
+	Policies  []string      `yaml:"policies"`  // empty: all
+	Templates []string      `yaml:"templates"` // empty: all, and imported keys
+	Keep      time.Duration `yaml:"keep"`      // after the end of the key's last certificate
+}
+
+// check requires policies that exist: a name with a mistake in it would leave the key to another rule.
+func (r Retention) check(policies map[string]bool, need func(ok bool, format string, args ...any)) {
+	need(r.Every >= time.Minute && r.MaxPerRun > 0, "escrow.retention: every (%s) must be a minute or more and max_per_run (%d) positive", r.Every, r.MaxPerRun)
+	for i, rule := range r.Rules {
+		need(rule.Keep > 0, "escrow.retention.rules[%d].keep: missing, or not positive: how long after the end of its certificate a key is kept", i)
+		for _, name := range rule.Policies {
+			need(policies[name], "escrow.retention.rules[%d].policies: there is no policy %q under escrow.policies", i, name)
+		}
+		last := i == len(r.Rules)-1
+		need(last || len(rule.Templates) > 0 || len(rule.Policies) > 0, "escrow.retention.rules[%d]: without policies and templates it is for every key, and those after it for none: make it the last", i)
+	}
+}
+
 const (
 	defaultCaseValidity = 72 * time.Hour
 	maxCaseValidity     = 90 * 24 * time.Hour
@@ -55,8 +82,9 @@ func (e Escrow) check(need func(ok bool, format string, args ...any)) {
 	need(e.Grace >= 0, "escrow.grace: %s is negative", e.Grace)
 	need(e.Agents.FromDirectory == FromDirectoryOff || e.Agents.FromDirectory == FromDirectoryDesignate, "escrow.agents.from_directory: %q is neither off nor designate", e.Agents.FromDirectory)
 	need(e.Agents.WarnBefore >= 0, "escrow.agents.warn_before: %s is negative", e.Agents.WarnBefore)
-	seen := map[string]bool{}
+	seen, names := map[string]bool{}, map[string]bool{"default": true}
 	for i, p := range e.Policies {
+		names[p.Name] = true
 		p = p.WithDefaults()
 		need(p.Name != "" && len(p.Name) <= 64, "escrow.policies[%d].name: missing, or longer than 64 octets; archived keys are kept under it, do not change it later", i)
 		need(!seen[strings.ToLower(p.Name)], "escrow.policies[%d].name: %q occurs twice", i, p.Name)
@@ -71,4 +99,5 @@ func (e Escrow) check(need func(ok bool, format string, args ...any)) {
 		last := i == len(e.Policies)-1
 		need(last || len(p.Templates) > 0 || len(p.Groups) > 0, "escrow.policies[%d]: without templates and groups it is for every key, and those after it for none: make it the last", i)
 	}
+	e.Retention.check(names, need)
 }

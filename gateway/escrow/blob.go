@@ -31,6 +31,13 @@ func (e *Escrow) ExportBlob(ctx context.Context, entry *Entry, ca Signer, actor,
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("an export needs a written reason")
 	}
+	entry, err := e.Get(ctx, entry.ID) // as it is now, with what is sealed
+	if err == nil {
+		err = entry.Gone()
+	}
+	if err != nil {
+		return nil, err
+	}
 	switch entry.Format {
 	case FormatShared:
 		return nil, fmt.Errorf("archived key %d is shared among agents (policy %q), which Windows's format cannot express: enrollgate recovery open", entry.ID, entry.Policy)
@@ -146,7 +153,7 @@ func isRecipient(e *wcce.Enveloped, cert *x509.Certificate) bool {
 func (e *Escrow) insertImported(ctx context.Context, record *Record, cert *x509.Certificate, actor string) (id int64, err error) {
 	err = e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		var existing int64
-		switch err := tx.QueryRow("SELECT id FROM escrow_records WHERE key_id = ?", record.KeyID).Scan(&existing); {
+		switch err := tx.QueryRow("SELECT id FROM escrow_records WHERE key_id = ? AND destroyed = 0", record.KeyID).Scan(&existing); {
 		case err == nil:
 			return fmt.Errorf("this key (%s) is archived already, as record %d", hex.EncodeToString(record.KeyID), existing)
 		case !errors.Is(err, sql.ErrNoRows):

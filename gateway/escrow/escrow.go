@@ -51,7 +51,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -78,7 +77,9 @@ type Options struct {
 	ExchangeToken string
 	// Policies are tried in this order; the default one comes after them.
 	Policies []Policy
-	Now      func() time.Time
+	// Retention are the rules by which archived keys are destroyed; without any, only people destroy them.
+	Retention []Rule
+	Now       func() time.Time
 }
 
 // Escrow is the store of archived keys. All methods are safe for concurrent use.
@@ -264,14 +265,23 @@ func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner
 		return 0, fmt.Errorf("escrow: %w", err)
 	}
 	request := sql.NullInt64{Int64: requestID, Valid: requestID != 0}
-	res, err := tx.Exec(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate, policy, required, format)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate,
-		r.Policy, r.Required, r.Format)
+	var serial string
+	var notAfter int64
+	if r.Certificate != nil {
+		cert, err := x509.ParseCertificate(r.Certificate)
+		if err != nil {
+			return 0, fmt.Errorf("escrow: certificate of the key: %w", err)
+		}
+		serial, notAfter = cert.SerialNumber.Text(16), cert.NotAfter.UnixMilli()
+	}
+	err = tx.QueryRow(`INSERT INTO escrow_records (created, request_id, source, owner, subject, key_id, algorithm, bits, recipients, sealed, certificate, policy, required, format,
+		serial, not_after) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`, now.UnixMilli(), request, r.Source, owner, subject, r.KeyID, r.Algorithm, r.Bits, string(recipients), r.Sealed, r.Certificate,
+		r.Policy, r.Required, r.Format, serial, notAfter).Scan(&id)
 	if err != nil {
 		return 0, fmt.Errorf("escrow: store record: %w", err)
 	}
-	if id, err = res.LastInsertId(); err != nil {
-		return 0, fmt.Errorf("escrow: %w", err)
+	if err := insertWords(tx, id, subject); err != nil {
+		return 0, err
 	}
 	event := audit.KeyArchived
 	if r.Source == "import" {
@@ -321,103 +331,4 @@ func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {
 		return k.Params().Name, k.Params().BitSize
 	}
 	return fmt.Sprintf("%T", pub), 0
-}
-
-// Has tells whether the private key of a public key (SubjectPublicKeyInfo) is archived.
-func (e *Escrow) Has(ctx context.Context, spki []byte) (bool, error) {
-	keyID := sha256.Sum256(spki)
-	var n int
-	if err := e.o.DB.SQL.QueryRowContext(ctx, "SELECT count(*) FROM escrow_records WHERE key_id = ?", keyID[:]).Scan(&n); err != nil {
-		return false, fmt.Errorf("escrow: %w", err)
-	}
-	return n > 0, nil
-}
-
-// Entry is one archived key as list shows it.
-type Entry struct {
-	ID         int64     `json:"id"`
-	Created    time.Time `json:"created"`
-	RequestID  int64     `json:"request_id,omitempty"`
-	Source     string    `json:"source"`
-	Owner      string    `json:"owner"`
-	Subject    string    `json:"subject"`
-	Algorithm  string    `json:"algorithm"`
-	Bits       int       `json:"bits"`
-	KeyID      string    `json:"key_id"`
-	Serial     string    `json:"serial,omitempty"`
-	State      string    `json:"state,omitempty"` // of the request
-	Recipients []string  `json:"recipients"`
-	Policy     string    `json:"policy"`
-	Required   int       `json:"required"` // agents that it takes
-	Format     int       `json:"-"`
-	Proven     time.Time `json:"proven,omitzero"` // when it was last proven that agents can open it
-
-	sealed, certificate []byte
-	ca                  string
-}
-
-const entryColumns = `SELECT e.id, e.created, coalesce(e.request_id, 0), e.source, e.owner, e.subject, e.algorithm, e.bits, e.key_id, e.recipients,
-	coalesce(r.serial, ''), coalesce(r.state, ''), coalesce(r.ca, ''), e.sealed, coalesce(e.certificate, r.certificate),
-	e.policy, e.required, e.format, e.proven
-	FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id `
-
-// List returns archived keys, newest first; owner "" means everybody's.
-func (e *Escrow) List(ctx context.Context, owner string, limit int) ([]Entry, error) {
-	return e.entries(ctx, "WHERE ? = '' OR e.owner = ? OR e.owner LIKE ? || '@%' ORDER BY e.id DESC LIMIT ?", owner, owner, owner, limit)
-}
-
-// ErrNotFound is an archived key that does not exist.
-var ErrNotFound = errors.New("no such archived key")
-
-// Get returns one archived key by number, or ErrNotFound.
-func (e *Escrow) Get(ctx context.Context, id int64) (*Entry, error) {
-	return e.one(ctx, fmt.Sprintf("archived key %d", id), "WHERE e.id = ?", id)
-}
-
-// BySerial returns the archived key of a certificate, or ErrNotFound. Serial numbers are hexadecimal.
-func (e *Escrow) BySerial(ctx context.Context, serial string) (*Entry, error) {
-	n, ok := new(big.Int).SetString(serial, 16)
-	if !ok {
-		return nil, fmt.Errorf("serial number %q is not hexadecimal", serial)
-	}
-	return e.one(ctx, "archived key of certificate "+serial, "WHERE r.serial = ? AND r.serial <> ''", n.Text(16))
-}
-
-func (e *Escrow) one(ctx context.Context, what, where string, args ...any) (*Entry, error) {
-	list, err := e.entries(ctx, where, args...)
-	if err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("%s: %w", what, ErrNotFound)
-	}
-	return &list[0], nil
-}
-
-func (e *Escrow) entries(ctx context.Context, where string, args ...any) ([]Entry, error) {
-	rows, err := e.o.DB.SQL.QueryContext(ctx, entryColumns+where, args...)
-	if err != nil {
-		return nil, fmt.Errorf("escrow: %w", err)
-	}
-	defer rows.Close()
-	var out []Entry
-	for rows.Next() {
-		var n Entry
-		var created, proven int64
-		var recipients string
-		var keyID []byte
-		if err := rows.Scan(&n.ID, &created, &n.RequestID, &n.Source, &n.Owner, &n.Subject, &n.Algorithm, &n.Bits, &keyID, &recipients,
-			&n.Serial, &n.State, &n.ca, &n.sealed, &n.certificate, &n.Policy, &n.Required, &n.Format, &proven); err != nil {
-			return nil, fmt.Errorf("escrow: %w", err)
-		}
-		if err := json.Unmarshal([]byte(recipients), &n.Recipients); err != nil {
-			return nil, fmt.Errorf("escrow: record %d: %w", n.ID, err)
-		}
-		if proven != 0 {
-			n.Proven = time.UnixMilli(proven).UTC()
-		}
-		n.Created, n.KeyID = time.UnixMilli(created).UTC(), hex.EncodeToString(keyID)
-		out = append(out, n)
-	}
-	return out, rows.Err()
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/store"
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -209,9 +210,7 @@ func TestARecoveryThatCannotBeLoggedDoesNotHappen(t *testing.T) {
 		t.Fatal(err)
 	}
 	entry := v.archive(t, request(t, v.exchange(t)))
-	if _, err := v.db.SQL.Exec("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'disk full'); END"); err != nil {
-		t.Fatal(err)
-	}
+	storetest.Fill(t, v.db, "audit")
 	if got, err := v.Recover(background, entry, key, kra, "test", "reason"); err == nil || got != nil {
 		t.Errorf("recovered although the audit log is not writable: %v", err)
 	}

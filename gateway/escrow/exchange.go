@@ -45,14 +45,22 @@ type exchangeKey struct {
 func (e *Escrow) loadKeys(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now := e.o.Now()
-	last := int64(0)
-	e.keys = slices.DeleteFunc(e.keys, func(k *exchangeKey) bool { return now.After(k.usableUntil) })
+	return e.loadKeysLocked(ctx)
+}
+
+// lastKey is the number of the newest key that this process knows.
+func (e *Escrow) lastKey() (last int64) {
 	for _, k := range e.keys {
 		last = max(last, k.id)
 	}
+	return last
+}
+
+func (e *Escrow) loadKeysLocked(ctx context.Context) error {
+	now := e.o.Now()
+	e.keys = slices.DeleteFunc(e.keys, func(k *exchangeKey) bool { return now.After(k.usableUntil) })
 	rows, err := e.o.DB.SQL.QueryContext(ctx, `SELECT id, ca, certificate, private_key, usable_until, imported FROM exchange_keys
-		WHERE id > ? AND usable_until > ? AND destroyed = 0 ORDER BY id`, last, now.UnixMilli())
+		WHERE id > ? AND usable_until > ? AND destroyed = 0 ORDER BY id`, e.lastKey(), now.UnixMilli())
 	if err != nil {
 		return fmt.Errorf("exchange keys: %w", err)
 	}
@@ -87,16 +95,26 @@ func (e *Escrow) Exchange(ctx context.Context, ca string, identity upstream.Iden
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if cert := e.currentLocked(ca, identity); cert != nil {
-		return cert, nil
+	for {
+		if cert := e.currentLocked(ca, identity); cert != nil {
+			return cert, nil
+		}
+		k, err := e.createKey(ctx, ca, identity)
+		switch {
+		case err == nil:
+			e.keys = append(e.keys, k)
+			return k.cert, nil
+		case !errors.Is(err, errNewerKey):
+			return nil, err
+		}
+		if err := e.loadKeysLocked(ctx); err != nil {
+			return nil, err
+		}
 	}
-	k, err := e.createKey(ctx, ca, identity)
-	if err != nil {
-		return nil, err
-	}
-	e.keys = append(e.keys, k)
-	return k.cert, nil
 }
+
+// errNewerKey is that another gateway has made an exchange key in the meantime.
+var errNewerKey = errors.New("another gateway was faster")
 
 func (e *Escrow) current(ca string, identity upstream.Identity) *x509.Certificate {
 	e.mu.Lock()
@@ -158,6 +176,15 @@ func (e *Escrow) ImportExchange(ctx context.Context, ca string, cert *x509.Certi
 func (e *Escrow) storeKey(ctx context.Context, k *exchangeKey, stored []byte, actor string) error {
 	return e.o.DB.Write(ctx, func(tx *sql.Tx) error {
 		now := e.o.Now()
+		if !k.imported {
+			var newer int
+			if err := tx.QueryRow("SELECT count(*) FROM exchange_keys WHERE ca = ? AND imported = 0 AND id > ?", k.ca, e.lastKey()).Scan(&newer); err != nil {
+				return fmt.Errorf("store exchange key: %w", err)
+			}
+			if newer > 0 {
+				return errNewerKey
+			}
+		}
 		if err := tx.QueryRow(`INSERT INTO exchange_keys (ca, created, certificate, private_key, not_after, usable_until, imported) VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id`,
 			k.ca, now.UnixMilli(), k.cert.Raw, stored, k.cert.NotAfter.UnixMilli(), k.usableUntil.UnixMilli(), k.imported).Scan(&k.id); err != nil {
 			return fmt.Errorf("store exchange key: %w", err)

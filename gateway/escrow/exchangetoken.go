@@ -153,14 +153,14 @@ func (e *Escrow) DestroyExpired(ctx context.Context) error {
 		return fmt.Errorf("exchange keys: %w", err)
 	}
 	for _, k := range list {
-		if err := e.destroy(ctx, k.id, k.ca, k.stored); err != nil {
+		if err := e.destroyExchange(ctx, k.id, k.ca, k.stored); err != nil {
 			return fmt.Errorf("destroy exchange key %d: %w", k.id, err)
 		}
 	}
 	return nil
 }
 
-func (e *Escrow) destroy(ctx context.Context, id int64, ca string, stored []byte) error {
+func (e *Escrow) destroyExchange(ctx context.Context, id int64, ca string, stored []byte) error {
 	object, ok, err := tokenID(stored)
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ type Holding struct {
 
 // Holdings counts the records by their terms. It reads an index, not the records.
 func (e *Escrow) Holdings(ctx context.Context) ([]Holding, error) {
-	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT policy, required, recipients, count(*) FROM escrow_records GROUP BY policy, required, recipients")
+	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT policy, required, recipients, count(*) FROM escrow_records WHERE destroyed = 0 GROUP BY policy, required, recipients")
 	if err != nil {
 		return nil, fmt.Errorf("escrow: %w", err)
 	}
@@ -62,7 +62,7 @@ func (e *Escrow) BelowQuorum(ctx context.Context, limit int) ([]Entry, error) {
 		if len(openers.Of(h.Recipients)) >= required {
 			continue
 		}
-		list, err := e.entries(ctx, "WHERE e.policy = ? AND e.required = ? AND e.recipients = ? ORDER BY e.id DESC LIMIT ?", h.Policy, h.Required, h.text, limit-len(out))
+		list, err := e.entries(ctx, entryColumns+"NULL"+fromRecords+"WHERE e.policy = ? AND e.required = ? AND e.recipients = ? AND e.destroyed = 0 ORDER BY e.id DESC LIMIT ?", h.Policy, h.Required, h.text, limit-len(out))
 		if err != nil {
 			return nil, err
 		}

@@ -33,6 +33,10 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Decr
 	if strings.TrimSpace(reason) == "" {
 		return nil, errors.New("a recovery needs a written reason")
 	}
+	entry, err := e.Get(ctx, entry.ID) // as it is now, with what is sealed
+	if err != nil {
+		return nil, err
+	}
 	detail := map[string]any{"record": entry.ID, "owner": entry.Owner, "agent": dn.Show(agentCert.RawSubject), "fingerprint": Fingerprint(agentCert), "reason": reason}
 	refuse := func(cause error) error {
 		detail["refused"] = cause.Error()
@@ -41,7 +45,7 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Decr
 		}
 		return fmt.Errorf("%w: %w", ErrRefused, cause)
 	}
-	agentCert, err := e.mayRecover(ctx, entry, agentCert)
+	agentCert, err = e.mayRecover(ctx, entry, agentCert)
 	if err != nil {
 		return nil, refuse(err)
 	}
@@ -120,6 +124,9 @@ func openers(known []Agent, recipients []string) []Agent {
 // mayRecover requires that the agent is a recipient of the record and still designated. It returns the certificate that the
 // record names.
 func (e *Escrow) mayRecover(ctx context.Context, entry *Entry, agent *x509.Certificate) (*x509.Certificate, error) {
+	if err := entry.Gone(); err != nil {
+		return nil, err
+	}
 	known, err := e.known(ctx)
 	if err != nil {
 		return nil, err

@@ -64,7 +64,7 @@ type Chosen struct {
 // Choose calls yield with the records of a policy that have a certificate, by their number; owner "" means everybody's.
 func (e *Escrow) Choose(ctx context.Context, policy, owner string, yield func(Chosen)) error {
 	rows, err := e.o.DB.SQL.QueryContext(ctx, `SELECT e.id, e.required, e.recipients FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id
-		WHERE e.policy = ? AND (e.source = 'import' OR r.state = 'issued') AND (? = '' OR lower(e.owner) = lower(?)) ORDER BY e.id`, policy, owner, owner)
+		WHERE e.policy = ? AND e.destroyed = 0 AND (e.source = 'import' OR r.state = 'issued') AND (? = '' OR lower(e.owner) = lower(?)) ORDER BY e.id`, policy, owner, owner)
 	if err != nil {
 		return fmt.Errorf("escrow: %w", err)
 	}

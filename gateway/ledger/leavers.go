@@ -25,8 +25,9 @@ type Leaver struct {
 
 // Holders returns every account with a certificate that is valid at a time: neither over nor revoked.
 func (l *Ledger) Holders(ctx context.Context, now time.Time) ([]Holder, error) {
-	rows, err := l.db.SQL.QueryContext(ctx, `SELECT subject_sid, max(id), CASE WHEN caller_sid = subject_sid THEN caller ELSE subject_sid END FROM requests
-		WHERE state = 'issued' AND revoked = 0 AND not_after > ? AND subject_sid <> '' GROUP BY subject_sid`, now.UnixMilli())
+	rows, err := l.db.SQL.QueryContext(ctx, `SELECT subject_sid, CASE WHEN caller_sid = subject_sid THEN caller ELSE subject_sid END FROM requests
+		WHERE id IN (SELECT max(id) FROM requests WHERE state = 'issued' AND revoked = 0 AND not_after > ? AND subject_sid <> '' GROUP BY subject_sid)
+		ORDER BY requests.subject_sid`, now.UnixMilli())
 	if err != nil {
 		return nil, fmt.Errorf("ledger: holders of certificates: %w", err)
 	}
@@ -34,8 +35,7 @@ func (l *Ledger) Holders(ctx context.Context, now time.Time) ([]Holder, error) {
 	var out []Holder
 	for rows.Next() {
 		var h Holder
-		var newest int64
-		if err := rows.Scan(&h.SID, &newest, &h.Account); err != nil {
+		if err := rows.Scan(&h.SID, &h.Account); err != nil {
 			return nil, fmt.Errorf("ledger: holders of certificates: %w", err)
 		}
 		out = append(out, h)

@@ -11,6 +11,7 @@ package ledger
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"database/sql"
 	"encoding/json"
@@ -127,14 +128,14 @@ func (l *Ledger) Begin(ctx context.Context, r *Row, together func(tx *sql.Tx, id
 				return err
 			}
 		}
-		res, err := tx.Exec(`INSERT INTO requests (state, created, updated, caller, caller_sid, subject_sid, template, ca, transport, archived, fingerprint,
-			csr, profile, checks, key_hash, hresult, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			string(r.State), now.UnixMilli(), now.UnixMilli(), r.Caller, string(r.CallerSID), string(r.SubjectSID), r.Template, r.CA, r.Transport, r.Archived,
-			r.Fingerprint, r.CSR, string(profile), string(checks), r.KeyHash, int64(r.HResult), r.Message)
-		if err != nil {
-			return fmt.Errorf("ledger: %w", err)
+		var claimed int64
+		if r.State == Open { // who records a request works on it
+			claimed = now.Add(ClaimTime).UnixMilli()
 		}
-		if id, err = res.LastInsertId(); err != nil {
+		if err := tx.QueryRow(`INSERT INTO requests (state, created, updated, caller, caller_sid, subject_sid, template, ca, transport, archived, fingerprint,
+			csr, profile, checks, key_hash, hresult, message, claimed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+			string(r.State), now.UnixMilli(), now.UnixMilli(), r.Caller, string(r.CallerSID), string(r.SubjectSID), r.Template, r.CA, r.Transport, r.Archived,
+			r.Fingerprint, r.CSR, string(profile), string(checks), r.KeyHash, int64(r.HResult), r.Message, claimed).Scan(&id); err != nil {
 			return fmt.Errorf("ledger: %w", err)
 		}
 		if together != nil {
@@ -168,14 +169,16 @@ func (l *Ledger) Finish(ctx context.Context, id int64, actor string, r Result) e
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
 		now := l.now()
 		var serial string
-		var der []byte
+		der, keyID := []byte(nil), []byte{}
 		var notAfter int64
 		if r.Certificate != nil {
 			serial, der, notAfter = SerialText(r.Certificate), r.Certificate.Raw, r.Certificate.NotAfter.UnixMilli()
+			sum := sha256.Sum256(r.Certificate.RawSubjectPublicKeyInfo)
+			keyID = sum[:]
 		}
 		err := move(tx, id, now, []State{Open, Approved, Waiting}, r.State,
-			"hresult = ?, message = ?, ca_token = ?, serial = ?, certificate = ?, not_after = ?",
-			int64(r.HResult), r.Message, r.CAToken, serial, der, notAfter)
+			"hresult = ?, message = ?, ca_token = ?, serial = ?, certificate = ?, not_after = ?, key_id = ?, claimed = 0",
+			int64(r.HResult), r.Message, r.CAToken, serial, der, notAfter, keyID)
 		if err != nil {
 			return err
 		}
@@ -310,12 +313,34 @@ func (l *Ledger) Unfinished(ctx context.Context, limit int) ([]*Row, error) {
 	return l.query(ctx, "WHERE state IN ('open', 'approved', 'waiting') ORDER BY id LIMIT ?", limit)
 }
 
-// LastID is the number of the newest request; 0 where there is none.
-func (l *Ledger) LastID(ctx context.Context) (id int64, err error) {
-	if err := l.db.SQL.QueryRowContext(ctx, "SELECT coalesce(max(id), 0) FROM requests").Scan(&id); err != nil {
-		return 0, fmt.Errorf("ledger: %w", err)
-	}
-	return id, nil
+// ClaimTime is how long one gateway has an unfinished request for itself. It ends with an answer of the CA, or that there is
+// none; after it, another one takes the request over.
+const ClaimTime = 30 * time.Second
+
+// Claim takes an unfinished request, so that of several gateways only one asks the CA about it at a time. It tells whether the
+// caller has got it: not where another has it, or it has ended. A claim that ends until void counts for nothing.
+func (l *Ledger) Claim(ctx context.Context, id int64, void time.Time) (ok bool, err error) {
+	err = l.db.Write(ctx, func(tx *sql.Tx) error {
+		res, err := tx.Exec("UPDATE requests SET claimed = ? WHERE id = ? AND state IN ('open', 'approved', 'waiting') AND claimed <= ?",
+			l.now().Add(ClaimTime).UnixMilli(), id, void.UnixMilli())
+		if err != nil {
+			return fmt.Errorf("ledger: request %d: %w", id, err)
+		}
+		n, err := res.RowsAffected()
+		ok = n == 1
+		return err
+	})
+	return ok && err == nil, err
+}
+
+// Release gives a claim back: the request is as it was, for whoever comes next.
+func (l *Ledger) Release(ctx context.Context, id int64) error {
+	return l.db.Write(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.Exec("UPDATE requests SET claimed = 0 WHERE id = ?", id); err != nil {
+			return fmt.Errorf("ledger: request %d: %w", id, err)
+		}
+		return nil
+	})
 }
 
 func (l *Ledger) query(ctx context.Context, where string, args ...any) ([]*Row, error) {

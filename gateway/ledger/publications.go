@@ -146,14 +146,39 @@ func (l *Ledger) PublicationsDone(ctx context.Context, t Target, published, with
 // that, and so on, at most most.
 func (l *Ledger) PublicationFailed(ctx context.Context, t Target, now time.Time, reason string, first, most time.Duration) error {
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
-		_, err := tx.Exec(`UPDATE publications SET attempts = attempts + 1, error = ?, due = ? + min(? << min(attempts, 16), ?)
-			WHERE place = ? AND target = ? AND state <> 'withdrawn' AND (due <= ? OR state = 'wanted')`,
-			reason, now.UnixMilli(), first.Milliseconds(), most.Milliseconds(), string(t.Place), t.Name, now.UnixMilli())
+		failed, err := failures(tx, t, now)
 		if err != nil {
 			return fmt.Errorf("ledger: publications: %w", err)
 		}
+		for id, attempts := range failed {
+			wait := min(first<<min(attempts, 16), most)
+			if _, err := tx.Exec("UPDATE publications SET attempts = attempts + 1, error = ?, due = ? WHERE request_id = ? AND place = ?",
+				reason, now.Add(wait).UnixMilli(), id, string(t.Place)); err != nil {
+				return fmt.Errorf("ledger: publication of request %d: %w", id, err)
+			}
+		}
 		return nil
 	})
+}
+
+// failures are the publications that a failed attempt is about: how often each has failed before.
+func failures(tx *sql.Tx, t Target, now time.Time) (map[int64]int, error) {
+	rows, err := tx.Query(`SELECT request_id, attempts FROM publications WHERE place = ? AND target = ? AND state <> 'withdrawn'
+		AND (due <= ? OR state = 'wanted')`, string(t.Place), t.Name, now.UnixMilli())
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[int64]int{}
+	for rows.Next() {
+		var id int64
+		var attempts int
+		if err := rows.Scan(&id, &attempts); err != nil {
+			return nil, err
+		}
+		out[id] = attempts
+	}
+	return out, rows.Err()
 }
 
 // PublicationCounts are how many certificates are not in the directory yet, and for how many the last attempt to add or

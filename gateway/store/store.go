@@ -1,7 +1,12 @@
-// Package store is the database under the ledger, the escrow and the audit log: SQLite in write-ahead mode.
+// Package store is the database under the ledger, the escrow and the audit log: SQLite in write-ahead mode, or PostgreSQL,
+// which several gateways can share.
 //
-// Open it, read with DB.SQL, and write with DB.Write, which groups the writes of many requests into one transaction, so
-// that one fsync serves them all.
+// Open it with Open or OpenPostgres, read with DB.SQL, and write with DB.Write, which groups the writes of many requests into
+// one transaction, so that one fsync serves them all. Statements are written for both: parameters are ?, numbers and booleans
+// are 64-bit integers, new numbers come back by RETURNING.
+//
+// On both there is one writing transaction at a time, over all processes and machines: what a write has read stays true until
+// it is durable, and the audit log is one chain.
 package store
 
 import (
@@ -11,17 +16,23 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver
+	"github.com/pressly/goose/v3/lock"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations
 var migrations embed.FS
+
+// Kind is the kind of database; its migrations are in the folder of that name.
+type Kind string
+
+// The kinds.
+const (
+	SQLite   Kind = "sqlite"
+	Postgres Kind = "postgres"
+)
 
 // maxGroup is how many writes share one transaction at most.
 const maxGroup = 256
@@ -29,7 +40,8 @@ const maxGroup = 256
 // DB is an open database. All methods are safe for concurrent use.
 type DB struct {
 	// SQL is for reading. Writes go through Write.
-	SQL *sql.DB
+	SQL  *sql.DB
+	Kind Kind
 
 	jobs   chan *job
 	stop   chan struct{}
@@ -45,45 +57,43 @@ type job struct {
 // ErrClosed is what Write gives after Close.
 var ErrClosed = errors.New("the database is closed")
 
-// Open opens the database file, creates it where it is missing and brings its schema up to date. Other processes may
-// have it open at the same time.
-func Open(ctx context.Context, path string) (*DB, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("create the data folder: %w", err)
-	}
-	// The file must not be readable for others at any moment: create it before SQLite does.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
-	}
-	f.Close()
-	options := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"}, "_txlock": {"immediate"}}
-	handle, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+options.Encode())
-	if err != nil {
-		return nil, fmt.Errorf("open database %s: %w", path, err)
-	}
-	if err := migrate(ctx, handle); err != nil {
-		handle.Close()
-		return nil, fmt.Errorf("database %s: %w", path, err)
-	}
-	db := &DB{SQL: handle, jobs: make(chan *job, maxGroup), stop: make(chan struct{}), done: make(chan struct{})}
+// start starts the writer.
+func start(handle *sql.DB, kind Kind) *DB {
+	db := &DB{SQL: handle, Kind: kind, jobs: make(chan *job, maxGroup), stop: make(chan struct{}), done: make(chan struct{})}
 	go db.run()
-	return db, nil
+	return db
 }
 
-func migrate(ctx context.Context, handle *sql.DB) error {
-	files, err := fs.Sub(migrations, "migrations")
+func migrate(ctx context.Context, handle *sql.DB, kind Kind) error {
+	p, err := provider(handle, kind)
 	if err != nil {
 		return err
-	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, handle, files)
-	if err != nil {
-		return fmt.Errorf("read migrations: %w", err)
 	}
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("bring the schema up to date: %w", err)
 	}
 	return nil
+}
+
+// provider has the migrations of a kind of database. Gateways that start at the same time on one PostgreSQL wait for each other.
+func provider(handle *sql.DB, kind Kind) (*goose.Provider, error) {
+	files, err := fs.Sub(migrations, "migrations/"+string(kind))
+	if err != nil {
+		return nil, err
+	}
+	dialect, options := goose.DialectSQLite3, []goose.ProviderOption(nil)
+	if kind == Postgres {
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 120))
+		if err != nil {
+			return nil, err
+		}
+		dialect, options = goose.DialectPostgres, append(options, goose.WithSessionLocker(locker))
+	}
+	p, err := goose.NewProvider(dialect, handle, files, options...)
+	if err != nil {
+		return nil, fmt.Errorf("read migrations: %w", err)
+	}
+	return p, nil
 }
 
 // Write runs do inside a transaction and returns when it is durable. Writes of other callers may share the
@@ -148,7 +158,7 @@ func (db *DB) gather(first *job) []*job {
 func (db *DB) commit(group []*job) {
 	results := make([]error, len(group))
 	err := func() error {
-		tx, err := db.SQL.BeginTx(context.Background(), nil)
+		tx, err := db.begin(context.Background())
 		if err != nil {
 			return err
 		}
@@ -166,6 +176,19 @@ func (db *DB) commit(group []*job) {
 		}
 		j.result <- results[i]
 	}
+}
+
+// begin opens the writing transaction. It waits for that of another process.
+func (db *DB) begin(ctx context.Context) (*sql.Tx, error) {
+	tx, err := db.SQL.BeginTx(ctx, nil) // SQLite: BEGIN IMMEDIATE
+	if err != nil || db.Kind != Postgres {
+		return tx, err
+	}
+	// Statements after this one see everything that the transaction before has written. The lock ends with the transaction.
+	if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?)", writeLock); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
 }
 
 // savepoint runs one write of the group; its error undoes that write only. The second result is the transaction's own.
@@ -189,6 +212,19 @@ func safely(tx *sql.Tx, do func(*sql.Tx) error) (err error) {
 		}
 	}()
 	return do(tx)
+}
+
+// Scrub overwrites what was deleted, as far as it is in the power of the database: the write-ahead log of SQLite is emptied, and
+// PostgreSQL is told that the old rows' place is free. Backups, and what a file system or a disk keeps of files, are beyond it.
+func (db *DB) Scrub(ctx context.Context) error {
+	statement := "PRAGMA wal_checkpoint(TRUNCATE)"
+	if db.Kind == Postgres {
+		statement = "VACUUM escrow_records"
+	}
+	if _, err := db.SQL.ExecContext(ctx, statement); err != nil {
+		return fmt.Errorf("database: overwrite what was deleted: %w", err)
+	}
+	return nil
 }
 
 // Close finishes the writes under way and closes the database.

@@ -11,17 +11,8 @@ import (
 	"testing"
 
 	"github.com/enrollgate/enrollgate/gateway/store"
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
 )
-
-func open(t testing.TB, path string) *store.DB {
-	t.Helper()
-	db, err := store.Open(context.Background(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return db
-}
 
 func insert(serial string) func(*sql.Tx) error {
 	return func(tx *sql.Tx) error {
@@ -39,7 +30,7 @@ func count(t testing.TB, db *store.DB) (n int) {
 }
 
 func TestManyWritersShareTransactionsAndEachStandsAlone(t *testing.T) {
-	db := open(t, filepath.Join(t.TempDir(), "a b%20", "test.db"))
+	db := storetest.Open(t)
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
@@ -67,8 +58,8 @@ func TestManyWritersShareTransactionsAndEachStandsAlone(t *testing.T) {
 }
 
 func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "test.db")
-	db := open(t, path)
+	address := storetest.New(t)
+	db := storetest.Again(t, address)
 	if err := db.Write(context.Background(), insert("1")); err != nil {
 		t.Fatal(err)
 	}
@@ -76,9 +67,14 @@ func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
 	if err := db.Write(context.Background(), insert("2")); !errors.Is(err, store.ErrClosed) {
 		t.Errorf("write after close: %v", err)
 	}
-	if n := count(t, open(t, path)); n != 1 {
+	if n := count(t, storetest.Again(t, address)); n != 1 {
 		t.Errorf("%d rows, want 1", n)
 	}
+}
+
+func TestOthersCannotReadTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a b%20", "test.db")
+	storetest.Again(t, storetest.Address(path))
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v: others must not read the database", info.Mode(), err)
@@ -86,8 +82,8 @@ func TestWhatWasWrittenIsThereAfterReopening(t *testing.T) {
 }
 
 func TestTwoProcessesWrite(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "test.db")
-	a, b := open(t, path), open(t, path)
+	address := storetest.New(t)
+	a, b := storetest.Again(t, address), storetest.Again(t, address)
 	var wg sync.WaitGroup
 	for i := range 50 {
 		for name, db := range map[string]*store.DB{"a": a, "b": b} {

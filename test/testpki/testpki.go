@@ -3,7 +3,6 @@ package testpki
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -13,11 +12,11 @@ import (
 	"math/big"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/store"
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 )
 
@@ -34,12 +33,7 @@ func RSA(t testing.TB, bits int) *rsa.PrivateKey {
 // DB opens a new database.
 func DB(t testing.TB) *store.DB {
 	t.Helper()
-	db, err := store.Open(context.Background(), filepath.Join(t.TempDir(), "test.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return db
+	return storetest.Open(t)
 }
 
 // CA makes an embedded CA with its own root certificate.

@@ -1,8 +1,8 @@
 package cases_test
 
 import (
+	"bytes"
 	"database/sql"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +10,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
-	"github.com/enrollgate/enrollgate/gateway/store"
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
 
@@ -76,8 +76,13 @@ func TestAttackLoweredQuorumInTheDatabase(t *testing.T) {
 	}
 	id, file = o.open(t, e)
 	o.approve(t, id, file, o.agents[0])
-	o.exec(t, `INSERT INTO recovery_approvals SELECT case_id, ?, 'kra2@LAB.TEST', approver_sid || '9', created, replace(approval, ?, ?) FROM recovery_approvals WHERE case_id = ?`,
-		escrow.Fingerprint(o.agents[1].cert), escrow.Fingerprint(o.agents[0].cert), escrow.Fingerprint(o.agents[1].cert), id)
+	first, second := escrow.Fingerprint(o.agents[0].cert), escrow.Fingerprint(o.agents[1].cert)
+	var approval []byte
+	if err := o.db.SQL.QueryRow("SELECT approval FROM recovery_approvals WHERE case_id = ?", id).Scan(&approval); err != nil {
+		t.Fatal(err)
+	}
+	o.exec(t, `INSERT INTO recovery_approvals SELECT case_id, ?, 'kra2@LAB.TEST', approver_sid || '9', created, ? FROM recovery_approvals WHERE case_id = ?`,
+		second, bytes.ReplaceAll(approval, []byte(first), []byte(second)), id)
 	o.exec(t, "UPDATE recovery_cases SET state = 'approved' WHERE id = ?", id)
 	_, err = o.Fetch(background, who("helpdesk"), id)
 	wantCode(t, "an approval that was made up", err, hresult.InvalidData)
@@ -104,8 +109,7 @@ func TestAttackRolledBackDatabase(t *testing.T) {
 		}
 		approvals[escrow.Fingerprint(a.cert)] = text
 	}
-	backup := filepath.Join(t.TempDir(), "backup.db")
-	o.exec(t, "VACUUM INTO ?", backup)
+	old := storetest.Copy(t, o.db)
 	d, err := o.Fetch(background, who("helpdesk"), id)
 	if err != nil {
 		t.Fatal(err)
@@ -120,11 +124,6 @@ func TestAttackRolledBackDatabase(t *testing.T) {
 	_, err = o.Fetch(background, who("helpdesk"), id)
 	wantCode(t, "a case that was set back", err, hresult.InvalidData)
 
-	old, err := store.Open(background, backup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Close()
 	if err := d.Receipt.Holds(background, old.SQL); err == nil || !strings.Contains(err.Error(), "rolled back") {
 		t.Errorf("the receipt of the delivery against the backup: %v", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,26 +13,9 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
 	"github.com/enrollgate/enrollgate/gateway/escrow/recovery"
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
-
-// files are the octets of the database with its write-ahead log.
-func (o *office) files(t testing.TB) []byte {
-	t.Helper()
-	var path string
-	if err := o.db.SQL.QueryRow("SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path); err != nil {
-		t.Fatal(err)
-	}
-	var all []byte
-	for _, suffix := range []string{"", "-wal"} {
-		content, err := os.ReadFile(path + suffix)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		all = append(all, content...)
-	}
-	return all
-}
 
 // Whoever has every file of the gateway, in the middle of a case with enough approvals, has nothing in the clear that opens the
 // key: not the key, not a share, not the case key.
@@ -58,7 +40,7 @@ func TestAttackStolenDatabaseAndGatewayMachine(t *testing.T) {
 		}
 		secrets["the share of "+a.name] = der[len(der)-32:]
 	}
-	stolen := o.files(t)
+	stolen := storetest.Files(t, o.db)
 	if !bytes.Contains(stolen, []byte("lost laptop")) {
 		t.Fatal("the database was not read")
 	}

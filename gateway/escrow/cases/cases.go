@@ -259,6 +259,9 @@ func (c *Cases) archived(ctx context.Context, s *recovery.Statement) (*escrow.En
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := entry.Gone(); err != nil {
+		return nil, nil, hresult.New(hresult.InvalidArg, "%v", err)
+	}
 	cert, err := entry.Certificate()
 	if err != nil {
 		return nil, nil, hresult.New(hresult.InvalidArg, "%v", err)

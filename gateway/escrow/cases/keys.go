@@ -40,7 +40,7 @@ func (c *Cases) Keys(ctx context.Context, caller templates.Caller, owner string)
 	for i := range entries {
 		e := &entries[i]
 		cert, err := e.Certificate()
-		if err != nil || mine.Open[e.Policy] == nil { // without a certificate it was never issued
+		if err != nil || mine.Open[e.Policy] == nil || e.Destroyed != nil { // without a certificate it was never issued
 			continue
 		}
 		needed, err := c.o.Escrow.Needed(e)

@@ -74,13 +74,13 @@ func (c *Cases) insert(ctx context.Context, caller templates.Caller, s recovery.
 			done.Receipt, err = audit.Last(tx)
 			return err
 		}
-		res, err := tx.Exec(`INSERT INTO recovery_cases (state, created, expires, record, policy, required, opened_by, opened_by_sid, recipient_sid, statement, fingerprint)
-			VALUES ('open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, now.UnixMilli(), now.Add(p.CaseValidity).UnixMilli(), record, p.Name, needed,
-			caller.Principal, caller.SID, recipient, string(text), s.Hash())
-		if err != nil {
-			return fmt.Errorf("recovery case: %w", err)
+		if err := escrow.Keep(tx, record); err != nil { // it may have been destroyed since it was looked at
+			return hresult.New(hresult.InvalidArg, "%v", err)
 		}
-		id, err := res.LastInsertId()
+		var id int64
+		err := tx.QueryRow(`INSERT INTO recovery_cases (state, created, expires, record, policy, required, opened_by, opened_by_sid, recipient_sid, statement, fingerprint)
+			VALUES ('open', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`, now.UnixMilli(), now.Add(p.CaseValidity).UnixMilli(), record, p.Name, needed,
+			caller.Principal, caller.SID, recipient, string(text), s.Hash()).Scan(&id)
 		if err != nil {
 			return fmt.Errorf("recovery case: %w", err)
 		}

@@ -76,7 +76,7 @@ func (c *Cases) end(tx *sql.Tx, id int64, to State, note string) error {
 	if n, err := res.RowsAffected(); err != nil || n != 1 {
 		return hresult.New(hresult.BadRequestStatus, "recovery case %d has ended already", id)
 	}
-	if _, err := tx.Exec("UPDATE recovery_approvals SET approval = x'' WHERE case_id = ?", id); err != nil {
+	if _, err := tx.Exec("UPDATE recovery_approvals SET approval = ? WHERE case_id = ?", []byte{}, id); err != nil {
 		return fmt.Errorf("recovery case %d: %w", id, err)
 	}
 	return nil

@@ -2,9 +2,6 @@
 -- How many records depend on which agents is counted in this index, not in the records.
 CREATE INDEX escrow_records_terms ON escrow_records (policy, required, recipients);
 
--- Every second it is looked up whose the agents' certificates are.
-CREATE INDEX requests_any_serial ON requests (serial) WHERE serial <> '';
-
 -- When it was last proven that agents can open the record as it is, in Unix milliseconds; 0 where it never was.
 ALTER TABLE escrow_records ADD COLUMN proven INTEGER NOT NULL DEFAULT 0;
 
