@@ -273,7 +273,7 @@ func TestADamagedBackupIsNotRestored(t *testing.T) {
 	flipped[len(flipped)/2] ^= 1
 	cases := map[string][]byte{"nothing": nil, "no backup": []byte("hello"), "one bit": flipped, "cut short": whole[:len(whole)-9], "without its manifest": without(len(text) - 1),
 		"another format": pack([]string{`{"format":"other"}` + "\n"}), "another schema": pack([]string{strings.Replace(text[0], `"schema":`, `"schema":9`, 1)})}
-	for i := range len(text) - 1 {
+	for i := 0; i < len(text)-1; i += 6 {
 		cases[fmt.Sprintf("without line %d", i+1)] = without(i)
 	}
 	for name, content := range cases {

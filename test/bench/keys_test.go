@@ -38,6 +38,8 @@ type archive struct {
 	escrow *escrow.Escrow
 	ledger *ledger.Ledger
 	rows   int
+	begin  time.Time // of filling: the newest key's time
+	serial []string  // of some certificates, all over the archive
 }
 
 // samples are what rows are made of: real sealed keys, certificates and requests, so that the size is right and any row can be
@@ -151,6 +153,7 @@ func (a *archive) fill(b *testing.B, s *samples, n int) {
 		b.Fatal(err)
 	}
 	begin := time.Now()
+	a.begin = begin
 	now := begin.Add(-time.Duration(n) * time.Second)
 	for a.rows < n {
 		if err := a.db.Write(background, func(tx *sql.Tx) error {
@@ -246,7 +249,7 @@ func searches() map[string]struct {
 		"search: a word of many subjects":       {escrow.Query{Subject: "sales", Limit: 100}, 100},
 		"search: many subjects' word and few's": {escrow.Query{Subject: "staff person0000123", Limit: 100}, keysEach},
 		"search: a policy":                      {escrow.Query{Policy: "executives", Limit: 100}, 100},
-		"search: since a time":                  {escrow.Query{Since: time.Now().Add(-5 * time.Minute), Limit: 100}, 100},
+		"search: since a time":                  {escrow.Query{Since: time.Unix(1, 0), Limit: 100}, 100}, // five minutes before the newest
 		"list: a page from the middle":          {escrow.Query{After: 500, Limit: 100}, 100},
 	}
 }
@@ -269,7 +272,7 @@ func works(b *testing.B, s *samples) []work {
 		{"get", 200, func(a *archive, run int) error { _, err := a.escrow.Get(background, a.some(run)); return err }},
 		{"recover: any agent", 50, func(a *archive, run int) error { return s.recover(a, a.some(run)|1) }},
 		{"recover: an agent's share", 50, func(a *archive, run int) error { return s.share(a, a.some(run)&^1+2) }},
-		{"search: a serial number", 100, func(a *archive, run int) error { return bySerial(a, a.some(run)) }},
+		{"search: a serial number", 100, bySerial},
 	}
 	all := searches()
 	names := []string{}
@@ -280,7 +283,11 @@ func works(b *testing.B, s *samples) []work {
 	for _, name := range names {
 		c := all[name]
 		out = append(out, work{name, 100, func(a *archive, _ int) error {
-			list, err := a.escrow.Search(background, c.q)
+			q := c.q
+			if !q.Since.IsZero() {
+				q.Since = a.begin.Add(-5 * time.Minute)
+			}
+			list, err := a.escrow.Search(background, q)
 			if err == nil && len(list) != c.want {
 				err = fmt.Errorf("%d keys, want %d", len(list), c.want)
 			}
@@ -333,11 +340,15 @@ func (s *samples) share(a *archive, id int64) error {
 	return err
 }
 
-func bySerial(a *archive, id int64) error {
-	var serial string
-	if err := a.db.SQL.QueryRow("SELECT serial FROM requests WHERE id = ?", id).Scan(&serial); err != nil {
-		return err
+func bySerial(a *archive, run int) error {
+	for len(a.serial) < 500 {
+		var serial string
+		if err := a.db.SQL.QueryRow("SELECT serial FROM requests WHERE id = ?", a.some(7*len(a.serial))).Scan(&serial); err != nil {
+			return err
+		}
+		a.serial = append(a.serial, serial)
 	}
+	serial := a.serial[run%len(a.serial)]
 	list, err := a.escrow.Search(background, escrow.Query{Serial: serial, Limit: 10})
 	if err == nil && len(list) != 1 {
 		err = fmt.Errorf("%d keys with serial number %s", len(list), serial)
