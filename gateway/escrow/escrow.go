@@ -32,8 +32,15 @@
 //     itself after an approval, where that is configured. An agent with two certificates has one share.
 //     (…AnAgentIsSlippedIntoTheKRAContainer, …OneAgentWithTwoCertificatesIsAQuorum)
 //   - What was sent before does nothing when it is sent again. (…ReplayedCase, …ReplayedAndForgedApprovals, …ReplayedBatchConsent)
-//   - A database that is set back as a whole, with its audit log, looks intact in itself. Receipts that people keep show it; a
-//     second delivery from it can be opened only by who has kept the case key of the first. (…RolledBackDatabase)
+//   - A database that is set back as a whole, with its audit log, looks intact in itself. Receipts that people keep show it, and so
+//     does a witness (package audit/witness); a second delivery from it can be opened only by who has kept the case key of the
+//     first. (…RolledBackDatabase, …RolledBackDatabaseIsFoundByTheWitness, …IsFoundByASecondInstance)
+//   - Who reads the process's memory, a core file or swap after an archival finds no part of the key: core files are forbidden,
+//     memory is locked where it may be, and what held a key was wiped. (…CoreDumpWhileArchivingAndRecovering) Elliptic curve keys
+//     pass through the standard library, which keeps copies until the garbage collector takes them.
+//   - Who records sealed keys today and breaks RSA later opens those whose agents have no hybrid key. A policy can require hybrid
+//     keys; agents sign them, so that nobody puts in another. (…BrokenRSADoesNotOpenAHybridShare, …HybridKeyOfAnotherIsSlippedIn,
+//     …ProtectionLoweredInTheRecord)
 //
 // A key that any one agent opens has one message to all agents, in a format that every CMS program reads: owner and policy are
 // not bound to it, and each agent can open it alone wherever the record is found. That is what such a policy means.
