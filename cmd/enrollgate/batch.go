@@ -71,6 +71,7 @@ func (a *app) rewrapOpenCommand() *cobra.Command {
 	flags.StringVar(&toFile, "to-file", "", "file with the certificates of all these agents in PEM form")
 	flags.StringVar(&s.Owner, "owner", "", "only keys of this account, alice@CORP.EXAMPLE")
 	flags.StringVar(&s.SealedTo, "sealed-to", "", "only keys that are sealed to this agent: fingerprint")
+	flags.BoolVar(&s.Again, "again", false, "also keys that are sealed to just these agents already: they have hybrid keys now, or the keys are in an old form")
 	flags.Int64SliceVar(&s.Records, "record", nil, "only these archived keys: numbers")
 	f.addTo(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

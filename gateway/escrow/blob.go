@@ -42,7 +42,7 @@ func (e *Escrow) ExportBlob(ctx context.Context, entry *Entry, ca Signer, actor,
 	case FormatShared:
 		return nil, fmt.Errorf("archived key %d is shared among agents (policy %q), which Windows's format cannot express: enrollgate recovery open", entry.ID, entry.Policy)
 	case FormatCMS:
-		return nil, fmt.Errorf("archived key %d is sealed as PKCS#8, which certutil does not read: enrollgate escrow rewrap seals it anew", entry.ID)
+		return nil, fmt.Errorf("archived key %d is sealed as PKCS#8, which certutil does not read: enrollgate escrow rewrap open --again seals it anew", entry.ID)
 	}
 	cert, err := entry.Certificate()
 	if err != nil {

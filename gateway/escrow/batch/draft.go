@@ -31,6 +31,7 @@ type Selection struct {
 	Percent  float64  `json:"percent,omitempty"`   // of a random sample, instead of Size
 	Verifies int64    `json:"verifies,omitempty"`  // those that this rewrap has replaced and nobody has proven
 	Targets  []string `json:"targets,omitempty"`   // of a rewrap: agents to seal to. Records that are so already are not chosen
+	Again    bool     `json:"again,omitempty"`     // but with this: agents have hybrid keys now, or the format has changed
 }
 
 // Draft is what the gateway has chosen. The manager's machine makes an Order of it.
@@ -38,7 +39,7 @@ type Draft struct {
 	Batch    int64    `json:"batch"`
 	Policy   string   `json:"policy"`
 	Required int      `json:"required"`
-	Hybrid   bool     `json:"hybrid"` // the policy requires hybrid keys
+	Hybrid   bool     `json:"hybrid"` // records are to be sealed to hybrid keys, as the policy requires
 	Nonce    []byte   `json:"nonce"`
 	Records  int      `json:"records"`
 	Pages    [][]byte `json:"pages"`
@@ -51,7 +52,7 @@ func (d *Draft) Order(s Selection, manager, worker, reason string) *recovery.Ord
 	targets := slices.Clone(s.Targets)
 	slices.Sort(targets)
 	return &recovery.Order{Purpose: s.Purpose, Policy: d.Policy, Required: d.Required, Manager: manager, Worker: worker, Reason: reason, Verifies: s.Verifies,
-		Nonce: d.Nonce, Records: d.Records, Pages: d.Pages, Targets: targets, Hybrid: d.Hybrid && len(targets) > 0}
+		Nonce: d.Nonce, Records: d.Records, Pages: d.Pages, Targets: targets, Hybrid: d.Hybrid}
 }
 
 // draftValidity is how long a draft waits for its order.
@@ -145,7 +146,7 @@ func (b *Batches) choose(ctx context.Context, s *Selection, p *escrow.Policy) ([
 	}
 	var all []escrow.Chosen
 	err := b.o.Escrow.Choose(ctx, p.Name, s.Owner, func(c escrow.Chosen) {
-		done := s.Purpose == recovery.Rewrap && slices.Equal(c.Recipients, s.Targets) && c.Required >= p.Required
+		done := s.Purpose == recovery.Rewrap && !s.Again && slices.Equal(c.Recipients, s.Targets) && c.Required >= p.Required
 		if (len(s.Records) == 0 || slices.Contains(s.Records, c.ID)) && (s.SealedTo == "" || slices.Contains(c.Recipients, s.SealedTo)) && (s.Verifies == 0 || of[c.ID]) && !done {
 			all = append(all, c)
 		}
@@ -193,7 +194,7 @@ type found struct {
 
 // examine reads the records and finds out which can be opened. Those that cannot are named.
 func (b *Batches) examine(ctx context.Context, chosen []escrow.Chosen, p *escrow.Policy, s *Selection) (*wanted, error) {
-	w := &wanted{Draft: Draft{Policy: p.Name, Required: p.Required, Hybrid: p.Hybrid, Left: []Left{}}}
+	w := &wanted{Draft: Draft{Policy: p.Name, Required: p.Required, Hybrid: p.Hybrid && s.Purpose == recovery.Rewrap, Left: []Left{}}}
 	openers, err := b.o.Escrow.Openers(ctx)
 	if err != nil {
 		return nil, err
@@ -248,7 +249,7 @@ const writeSize = 500
 func (b *Batches) insert(ctx context.Context, caller templates.Caller, s *Selection, w *wanted) (*Draft, error) {
 	now := b.o.Now()
 	statement, err := json.Marshal(recovery.BatchStatement{Order: recovery.Order{Purpose: s.Purpose, Policy: w.Policy, Required: w.Required, Manager: caller.Principal,
-		Verifies: s.Verifies, Nonce: w.Nonce, Records: w.Records, Pages: w.Pages, Targets: s.Targets}})
+		Verifies: s.Verifies, Nonce: w.Nonce, Records: w.Records, Pages: w.Pages, Targets: s.Targets, Hybrid: w.Hybrid}})
 	if err != nil {
 		return nil, err
 	}
