@@ -55,11 +55,11 @@ func TestAWrongBlockGivesARandomKey(t *testing.T) {
 	//lint:ignore SA1019 what Windows clients send
 	opts := &rsa.PKCS1v15DecryptOptions{SessionKeyLen: 32}
 	secret := []byte("0123456789abcdef0123456789abcdef")
-	good, err := rsa.EncryptPKCS1v15(rand.Reader, pub, secret)
+	good, err := rsa.EncryptPKCS1v15(rand.Reader, pub, secret) //lint:ignore SA1019 as above
 	if err != nil {
 		t.Fatal(err)
 	}
-	short, err := rsa.EncryptPKCS1v15(rand.Reader, pub, secret[:24])
+	short, err := rsa.EncryptPKCS1v15(rand.Reader, pub, secret[:24]) //lint:ignore SA1019 as above
 	if err != nil {
 		t.Fatal(err)
 	}
