@@ -41,37 +41,7 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 				kept = append(kept, string(text))
 			}
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				s, err := g.AuditSigner()
-				if err != nil {
-					return err
-				}
-				v, err := note.NewVerifier(s.VerifierKey())
-				if err != nil {
-					return err
-				}
-				for _, text := range receipts {
-					r, err := parseReceipt(text)
-					if err != nil {
-						return err
-					}
-					if err := r.Holds(ctx, g.DB.SQL); err != nil {
-						return err
-					}
-				}
-				n, err := audit.VerifySigned(ctx, g.DB.SQL, v, kept...)
-				if err != nil {
-					return err
-				}
-				if ask {
-					c, err := g.Checkpoint(ctx)
-					if err != nil {
-						return err
-					}
-					if err := g.Cosign(ctx, c); err != nil {
-						return err
-					}
-				}
-				witnessed, err := g.Witnessed(ctx)
+				n, witnessed, err := verifyLog(ctx, g, kept, receipts, ask)
 				if err != nil {
 					return err
 				}
@@ -88,6 +58,41 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	cmd.Flags().StringSliceVar(&receipts, "receipt", nil, "LINE:HASH that the log must have, as recovery commands print it")
 	cmd.Flags().StringSliceVar(&checkpoints, "checkpoint", nil, "file with a checkpoint that was kept elsewhere")
 	return cmd
+}
+
+// verifyLog compares the log with what was kept elsewhere, and with what witnesses know.
+func verifyLog(ctx context.Context, g *gateway.Gateway, checkpoints, receipts []string, ask bool) (lines int64, witnessed []gateway.Witnessed, err error) {
+	s, err := g.AuditSigner()
+	if err != nil {
+		return 0, nil, err
+	}
+	v, err := note.NewVerifier(s.VerifierKey())
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, text := range receipts {
+		r, err := parseReceipt(text)
+		if err != nil {
+			return 0, nil, err
+		}
+		if err := r.Holds(ctx, g.DB.SQL); err != nil {
+			return 0, nil, err
+		}
+	}
+	if lines, err = audit.VerifySigned(ctx, g.DB.SQL, v, checkpoints...); err != nil {
+		return 0, nil, err
+	}
+	if ask {
+		c, err := g.Checkpoint(ctx)
+		if err != nil {
+			return 0, nil, err
+		}
+		if err := g.Cosign(ctx, c); err != nil {
+			return 0, nil, err
+		}
+	}
+	witnessed, err = g.Witnessed(ctx)
+	return lines, witnessed, err
 }
 
 func (a *app) auditExportCommand() *cobra.Command {
