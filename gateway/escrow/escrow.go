@@ -273,12 +273,12 @@ func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner
 	if id, err = res.LastInsertId(); err != nil {
 		return 0, fmt.Errorf("escrow: %w", err)
 	}
-	event := audit.KeyArchived
+	event, sealed := audit.KeyArchived, sha256.Sum256(r.Sealed)
 	if r.Source == "import" {
 		event = audit.KeyImported
 	}
 	return id, audit.Append(tx, now, actor, event, map[string]any{"record": id, "request": requestID, "owner": owner, "subject": subject, "key_id": hex.EncodeToString(r.KeyID), "recipients": r.Recipients,
-		"policy": r.Policy, "required": r.Required})
+		"policy": r.Policy, "required": r.Required, "sealed_sha256": hex.EncodeToString(sealed[:])})
 }
 
 // Import seals a key that a user has already, with its certificate, and stores it durably. The caller wipes key.
@@ -305,7 +305,7 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	}
 	defer wcce.Wipe(pkcs8)
 	keyID := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	algorithm, bits := describeKey(cert.PublicKey)
+	algorithm, bits := DescribeKey(cert.PublicKey)
 	record := &Record{Source: "import", Algorithm: algorithm, Bits: bits, KeyID: keyID[:], Certificate: cert.Raw}
 	if err := record.seal(pkcs8, owner.Name, policy, agents); err != nil {
 		return 0, err
@@ -313,7 +313,8 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	return e.insertImported(ctx, record, cert, actor)
 }
 
-func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {
+// DescribeKey names the algorithm of a public key, and its size in bits.
+func DescribeKey(pub crypto.PublicKey) (algorithm string, bits int) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
 		return "RSA", k.N.BitLen()
