@@ -14,7 +14,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/spf13/cobra"
-	"golang.org/x/mod/sumdb/note"
 )
 
 func (a *app) auditCommand() *cobra.Command {
@@ -41,11 +40,7 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 				kept = append(kept, string(text))
 			}
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
-				s, err := g.AuditSigner()
-				if err != nil {
-					return err
-				}
-				v, err := note.NewVerifier(s.VerifierKey())
+				v, err := g.LogVerifier()
 				if err != nil {
 					return err
 				}

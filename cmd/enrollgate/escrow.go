@@ -25,6 +25,7 @@ import (
 func (a *app) escrowCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover and import them, designate recovery agents"}
 	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.escrowImportBlobCommand(), a.escrowExportCommand(),
+		a.coverageCommand(), a.verifyCommand(),
 		a.agentsCommand(), a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand())
 	return cmd
 }

@@ -174,10 +174,10 @@ func identity(owner, policy string, keyID []byte) digest {
 	return digest(sum[:16])
 }
 
-// unseen calls do with the numbers that the log has and of which no record was read.
+// unseen calls do with the numbers of records that the log has, that nobody has destroyed and that were not read.
 func (t *trail) unseen(do func(id int64) error) error {
 	for i := range t.past {
-		if p := &t.past[i]; p.flags&archived != 0 && p.flags&seen == 0 {
+		if t.past[i].flags&(archived|seen|destroyed) == archived {
 			if err := do(t.first + int64(i)); err != nil {
 				return err
 			}

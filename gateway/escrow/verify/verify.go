@@ -82,22 +82,17 @@ func Run(ctx context.Context, o Options, yield func(Finding) error) (*Report, er
 	if r.report.Lines, err = audit.VerifySigned(ctx, o.DB.SQL, o.Log); err != nil {
 		return nil, fmt.Errorf("the audit log, with which records are compared, is not intact: %w", err)
 	}
-	first, end := int64(math.MinInt64), int64(math.MinInt64)
 	if o.Record != 0 {
-		first, end = o.Record, o.Record+1
-	} else if first, err = lowest(ctx, o.DB.SQL, math.MinInt64); err != nil {
+		_, err := r.window(ctx, o.Record, o.Record+1)
+		return &r.report, err
+	}
+	first, err := lowest(ctx, o.DB.SQL, math.MinInt64)
+	if err != nil {
 		return nil, err
 	}
-	for first != math.MaxInt64 {
-		if o.Record == 0 {
-			end = first + span
-		}
-		next, err := r.window(ctx, first, end)
-		if err != nil {
+	for first = min(first, 1); first != math.MaxInt64; { // the log may have records where none is left
+		if first, err = r.window(ctx, first, first+span); err != nil {
 			return nil, err
-		}
-		if first = next; o.Record != 0 {
-			return &r.report, nil
 		}
 	}
 	return &r.report, o.DB.Write(ctx, func(tx *sql.Tx) error {

@@ -184,6 +184,10 @@ func TestAttackDeletedAndEmptiedRecordsAreFoundByVerify(t *testing.T) {
 	if report, found := o.verify(t, 0); len(found) != 1 || report.Destroyed != 1 || report.Records != 3 {
 		t.Errorf("%+v, %+v", report, found)
 	}
+	o.exec(t, "DELETE FROM escrow_records")
+	if report, found := o.verify(t, 0); len(found) != 2 || report.Bad != 2 {
+		t.Errorf("%+v, %+v", report, found)
+	}
 }
 
 func TestAttackRecordFromNowhereAndForgedProofAreFoundByVerify(t *testing.T) {
