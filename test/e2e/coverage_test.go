@@ -21,8 +21,8 @@ import (
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
-// ofAnotherCA writes a mail certificate of another CA into userCertificate, with ldapmodify.
-func ofAnotherCA(t *testing.T, dn string) *x509.Certificate {
+// mailCertificate is one of another CA.
+func mailCertificate(t *testing.T) *x509.Certificate {
 	t.Helper()
 	key := testpki.RSA(t, 2048)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(4711), Subject: pkix.Name{CommonName: "Bob Baker"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(0, 1, 0),
@@ -31,8 +31,15 @@ func ofAnotherCA(t *testing.T, dn string) *x509.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	openLDAP(t, "dn: "+dn+"\nchangetype: modify\nadd: "+userCertificate+"\n"+userCertificate+":: "+b64(der)+"\n", "ldapmodify")
 	return testpki.Cert(t, der)
+}
+
+// ofAnotherCA writes a mail certificate into userCertificate, with ldapmodify.
+func ofAnotherCA(t *testing.T, dn string) *x509.Certificate {
+	t.Helper()
+	cert := mailCertificate(t)
+	openLDAP(t, "dn: "+dn+"\nchangetype: modify\nadd: "+userCertificate+"\n"+userCertificate+":: "+b64(cert.Raw)+"\n", "ldapmodify")
+	return cert
 }
 
 // covered is what escrow coverage prints.
