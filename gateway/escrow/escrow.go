@@ -18,7 +18,8 @@
 //     the case key; certificate, owner and policy are checked on the agents' machines. (…CompromisedGatewayChangesTheCase)
 //   - Who writes to the database can lose keys and cases, not open them: owner, public key, policy and number of agents are
 //     authenticated in the record, approvals are signed with keys that follow from the shares, and what was delivered is asked of
-//     the audit log. (…SwappedRecord, …LoweredQuorumInTheDatabase)
+//     the audit log. Package verify finds what was changed, package coverage whose keys are gone. (…SwappedRecord,
+//     …LoweredQuorumInTheDatabase, …SwappedRecordIsFoundByVerify, …DeletedRecordIsMissingFromTheCoverage)
 //   - m-1 agents together learn nothing of a key that takes m. One agent can refuse, and can send a bad share: that is found when
 //     the key is put together, and named. (…OneBadAgentOpensAlone, …OneBadAgentSendsABadShare)
 //   - A manager can ask, in writing, and be given what the agents approve. A manager who is an agent too has one of the two

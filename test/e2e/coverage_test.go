@@ -106,16 +106,7 @@ func TestCoverageAndVerificationByTheProgram(t *testing.T) {
 
 	// Somebody who can write to the database removes the record.
 	p.Stop(t)
-	db, err := store.Open(background, filepath.Join(w.Dir(), "data", "enrollgate.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.SQL.Exec("DELETE FROM escrow_records"); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
+	write(t, w, "DELETE FROM escrow_records")
 	run(t, p, 1, &checked, "escrow", "verify")
 	if checked.Summary.Bad != 1 || len(checked.Findings) != 1 || checked.Findings[0].Owner != "alice@LAB.TEST" {
 		t.Errorf("%+v", checked)
@@ -130,5 +121,20 @@ func scraped(t *testing.T, address string, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
 		eventually(t, line, func() bool { return bytes.Contains(fetch(t, "http://"+address+"/"), []byte("\n"+line)) })
+	}
+}
+
+// write does what somebody can who writes to the database, while no gateway runs.
+func write(t *testing.T, w *world.World, query string) {
+	t.Helper()
+	db, err := store.Open(background, filepath.Join(w.Dir(), "data", "enrollgate.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.SQL.Exec(query); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -116,6 +116,21 @@ func TestVerifyIsSilentOnWhatNobodyHasTouched(t *testing.T) {
 	}
 }
 
+// What a rewrap has replaced would be put back by restore: it is compared, too.
+func TestAttackSwappedPreviousRecordIsFoundByVerify(t *testing.T) {
+	a := newArchive(t, 2)
+	_, alices := a.archive(t, "alice")
+	_, bobs := a.archive(t, "bob")
+	a.through(t, a.rewrap(a.agents[0], a.agents[1], a.designate(t, "kra4")), a.agents[0])
+	if _, found := a.found(t); len(found) != 0 {
+		t.Fatalf("%+v", found)
+	}
+	a.exec(t, "UPDATE escrow_previous SET sealed = (SELECT sealed FROM escrow_previous WHERE record = ?) WHERE record = ?", bobs, alices)
+	if report, found := a.found(t); report.Bad != 1 || len(found) != 1 || found[0].Record != alices {
+		t.Errorf("%+v, %+v", report, found)
+	}
+}
+
 // sealAnew rewraps to three of the four agents; nothing to do is no error.
 func (a *archive) sealAnew(t testing.TB, dice *rand.Rand, four *agent) {
 	t.Helper()

@@ -25,11 +25,13 @@ type record struct {
 	proven                   int64
 	keyID, sealed            []byte
 	certificate, certRequest []byte // DER; the request only where there is no certificate
+	previous                 []byte // what a rewrap has replaced, as long as it is kept
 }
 
 func records(ctx context.Context, db querier, where string, args ...any) (out []record, err error) {
 	rows, err := db.QueryContext(ctx, `SELECT e.id, e.source, e.owner, e.policy, e.algorithm, e.recipients, e.bits, e.required, e.format, e.proven, e.key_id, e.sealed,
-		coalesce(e.certificate, r.certificate), CASE WHEN e.certificate IS NULL AND r.certificate IS NULL THEN r.csr END
+		coalesce(e.certificate, r.certificate), CASE WHEN e.certificate IS NULL AND r.certificate IS NULL THEN r.csr END,
+		(SELECT p.sealed FROM escrow_previous p WHERE p.record = e.id)
 		FROM escrow_records e LEFT JOIN requests r ON r.id = e.request_id WHERE `+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("escrow: %w", err)
@@ -38,7 +40,7 @@ func records(ctx context.Context, db querier, where string, args ...any) (out []
 	for rows.Next() {
 		var r record
 		if err := rows.Scan(&r.id, &r.source, &r.owner, &r.policy, &r.algorithm, &r.recipients, &r.bits, &r.required, &r.format, &r.proven, &r.keyID, &r.sealed,
-			&r.certificate, &r.certRequest); err != nil {
+			&r.certificate, &r.certRequest, &r.previous); err != nil {
 			return nil, fmt.Errorf("escrow: %w", err)
 		}
 		out = append(out, r)
@@ -101,8 +103,11 @@ func (p *past) compare(e *record) (wrong []string) {
 	if p.flags&destroyed != 0 {
 		wrong = append(wrong, "its key is destroyed by the audit log, and here again")
 	}
-	if sum := sha256.Sum256(e.sealed); p.flags&hashed != 0 && p.sealed != digest(sum[:16]) {
+	if p.flags&hashed != 0 && p.sealed != digestFor(e.sealed) {
 		wrong = append(wrong, "the sealed key is not the one of the audit log")
+	}
+	if e.previous != nil && p.replaced != digestFor(e.previous) {
+		wrong = append(wrong, "what the last rewrap has replaced, and is kept for enrollgate escrow rewrap restore, is not the one of the audit log")
 	}
 	if p.flags&restored == 0 && p.proven != e.proven {
 		wrong = append(wrong, fmt.Sprintf("it says that it was proven at %s, the audit log %s", when(e.proven), when(p.proven)))

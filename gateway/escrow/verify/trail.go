@@ -27,6 +27,7 @@ type digest [16]byte
 type past struct {
 	identity digest // of owner, key and policy, which never change
 	sealed   digest // SHA-256 of the sealed key, by the newest line that has it
+	replaced digest // of what the newest rewrap has replaced, which is kept until somebody proves the new form
 	proven   int64  // Unix milliseconds; 0 where it was not since it was sealed
 	line     int64  // of the log, about its beginning
 	flags    uint8
@@ -130,12 +131,13 @@ type line struct {
 	KeyID    string `json:"key_id"`
 	Policy   string `json:"policy"`
 	Archived string `json:"sealed_sha256"` // of key-archived and key-imported
+	Old      string `json:"old"`           // of key-rewrapped
 	New      string `json:"new"`           // of key-rewrapped and key-restored
 	Sealed   string `json:"sealed"`        // of key-proven
 }
 
 // tell applies a line to what is known.
-func (l *line) tell(p *past, event audit.Event, seq, ms int64) error {
+func (l *line) tell(p *past, event audit.Event, seq, ms int64) (err error) {
 	sealed := ""
 	switch event {
 	case audit.KeyArchived, audit.KeyImported:
@@ -150,6 +152,9 @@ func (l *line) tell(p *past, event audit.Event, seq, ms int64) error {
 		sealed = l.Archived
 	case audit.KeyRewrapped:
 		sealed, p.proven, p.flags = l.New, 0, p.flags&^restored
+		if p.replaced, err = digestOf(l.Old); err != nil {
+			return err
+		}
 	case audit.KeyRestored:
 		sealed, p.flags = l.New, p.flags|restored
 	case audit.KeyProven:
@@ -160,13 +165,23 @@ func (l *line) tell(p *past, event audit.Event, seq, ms int64) error {
 	if sealed == "" {
 		return nil
 	}
-	sum, err := hex.DecodeString(sealed)
-	if err != nil || len(sum) != sha256.Size {
-		return errors.New("the hash of the record is none")
-	}
 	p.flags |= hashed
-	p.sealed = digest(sum[:16])
-	return nil
+	p.sealed, err = digestOf(sealed)
+	return err
+}
+
+// digestOf reads a SHA-256 in hexadecimal.
+func digestOf(text string) (d digest, err error) {
+	sum, err := hex.DecodeString(text)
+	if err != nil || len(sum) != sha256.Size {
+		return d, errors.New("the hash of the record is none")
+	}
+	return digest(sum[:16]), nil
+}
+
+func digestFor(sealed []byte) digest {
+	sum := sha256.Sum256(sealed)
+	return digest(sum[:16])
 }
 
 func identity(owner, policy string, keyID []byte) digest {
