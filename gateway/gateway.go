@@ -29,6 +29,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/batch"
 	"github.com/enrollgate/enrollgate/gateway/escrow/cases"
+	"github.com/enrollgate/enrollgate/gateway/escrow/coverage"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/lint"
 	"github.com/enrollgate/enrollgate/gateway/memory"
@@ -87,6 +88,7 @@ type Gateway struct {
 	policies policyCache
 	risks    hazardCache
 	holdings atomic.Pointer[[]escrow.Holding] // as counted last
+	watched  atomic.Pointer[coverage.Watched] // likewise
 	metrics  *metrics
 	linter   *lint.Linter
 	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.

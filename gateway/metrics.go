@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit/witness"
+	"github.com/enrollgate/enrollgate/gateway/escrow/coverage"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -65,7 +66,7 @@ func (m *metrics) witnessed(name string, lines int64, err error) {
 
 // watch adds gauges that are read from the gateway when somebody looks.
 func (m *metrics) watch(g *Gateway) {
-	m.registry.MustRegister(agentCollector{g},
+	m.registry.MustRegister(agentCollector{g}, coverageCollector{g},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "enrollgate_directory_age_seconds",
 			Help: "Age of the directory snapshot that decisions use; -1 before the first."}, func() float64 {
 			if s := g.Directory.Snapshot(); s != nil {
@@ -123,6 +124,53 @@ func (c agentCollector) Collect(out chan<- prometheus.Metric) {
 		gauge(agentsMinimum, float64(p.Minimum), p.Name)
 		gauge(belowQuorum, float64(p.BelowQuorum), p.Name)
 	}
+}
+
+// coverageCollector shows what the last look at encryption certificates has found.
+type coverageCollector struct{ g *Gateway }
+
+var (
+	certificatesCovered = prometheus.NewDesc("enrollgate_escrow_certificates",
+		"Valid encryption certificates issued here whose private key is held, missing, or closed: too few agents can open it.", []string{"state"}, nil)
+	recordsUnproven = prometheus.NewDesc("enrollgate_escrow_unproven_records", "Archived keys of which no drill has proven that they can be opened.", nil, nil)
+	oldestProof     = prometheus.NewDesc("enrollgate_escrow_oldest_proof_timestamp_seconds",
+		"Of the archived keys that were proven, when the one was whose proof is longest ago; absent where there is none.", nil, nil)
+	coverageAge = prometheus.NewDesc("enrollgate_escrow_coverage_age_seconds", "How long ago encryption certificates were looked at.", nil, nil)
+	verifyAge   = prometheus.NewDesc("enrollgate_escrow_verify_age_seconds", "How long ago enrollgate escrow verify has checked every record; -1 where that was never done.", nil, nil)
+	verifyBad   = prometheus.NewDesc("enrollgate_escrow_verify_bad_records", "Records that were bad then.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (coverageCollector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{certificatesCovered, recordsUnproven, oldestProof, coverageAge, verifyAge, verifyBad} {
+		out <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c coverageCollector) Collect(out chan<- prometheus.Metric) {
+	w := c.g.watched.Load()
+	if w == nil {
+		return
+	}
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	total := w.Coverage.Total
+	gauge(certificatesCovered, float64(total.Held), string(coverage.Held))
+	gauge(certificatesCovered, float64(total.Missing), string(coverage.Missing))
+	gauge(certificatesCovered, float64(total.Closed), string(coverage.Closed))
+	gauge(recordsUnproven, float64(w.Unproven))
+	if !w.Oldest.IsZero() {
+		gauge(oldestProof, float64(w.Oldest.Unix()))
+	}
+	gauge(coverageAge, c.g.now().Sub(w.Taken).Seconds())
+	age := -1.0
+	if !w.Verified.IsZero() {
+		age = c.g.now().Sub(w.Verified).Seconds()
+	}
+	gauge(verifyAge, age)
+	gauge(verifyBad, float64(w.Bad))
 }
 
 // publicationGauge is -1 while the ledger cannot be read.

@@ -45,6 +45,7 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	group.Go(func() error { g.resumeLoop(ctx); return nil })
 	group.Go(func() error { g.signLog(ctx); return nil })
 	group.Go(func() error { g.watchAgents(ctx); return nil })
+	group.Go(func() error { g.watchCoverage(ctx); return nil })
 	if g.Config.Publish.Enabled {
 		group.Go(func() error {
 			stop := context.AfterFunc(ctx, g.writer.Close) // a controller that does not answer holds nobody up

@@ -139,3 +139,32 @@ func TestWhatBecameOfAnAccount(t *testing.T) {
 	account(t, d, "S-1-5-21-1-2-3-500", AccountUnknown)
 	account(t, d, "nonsense", AccountUnknown)
 }
+
+// Pages of one entry: what is published is read to the end, with the accounts' names as in their tickets.
+func TestWhatIsPublishedIsReadPageByPage(t *testing.T) {
+	c := sealedKerberos()
+	c.PageSize = 1
+	d := open(t, c)
+	want := map[string]string{"reader1@LAB.TEST": "one", "reader2@LAB.TEST": "two", "reader3@LAB.TEST": "three"}
+	for account, value := range want {
+		name, _, _ := strings.Cut(account, "@")
+		_, _, sid := temporary(t, name)
+		if err := d.ChangeCertificates(still(t), sid, [][]byte{[]byte(value)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := 0
+	if err := d.Published(still(t), func(account string, values [][]byte) error {
+		if w, ok := want[account]; ok && len(values) == 1 && string(values[0]) == w {
+			found++
+		}
+		return nil
+	}); err != nil || found != len(want) {
+		t.Errorf("%d accounts of %d, %v", found, len(want), err)
+	}
+	if err := d.Published(still(t), func(string, [][]byte) error { return errStop }); !errors.Is(err, errStop) {
+		t.Errorf("the reader's own error: %v", err)
+	}
+}
+
+var errStop = errors.New("enough")

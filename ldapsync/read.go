@@ -54,17 +54,37 @@ func pkiAttributes() []string {
 // servers (of child domains, say) are not followed: what is asked for here is in the controller's own partitions, and an
 // answer from elsewhere would come over a connection that nobody authenticated.
 func (s *session) search(base string, scope int, filter string, attributes []string, controls ...ldap.Control) ([]*ldap.Entry, error) {
-	request := ldap.NewSearchRequest(base, scope, ldap.NeverDerefAliases, 0, 0, false, filter, attributes, controls)
-	result, err := s.ldap.SearchWithPaging(request, s.page)
-	if err != nil {
-		return nil, fmt.Errorf("searching %q for %s: %w", base, filter, withReferral(markLost(err)))
-	}
-	for _, e := range result.Entries {
-		if err := s.completeRanges(e); err != nil {
-			return nil, fmt.Errorf("object %q: %w", e.DN, err)
+	var out []*ldap.Entry
+	err := s.pages(base, scope, filter, attributes, controls, func(entries []*ldap.Entry) error {
+		out = append(out, entries...)
+		return nil
+	})
+	return out, err
+}
+
+// pages is search without keeping the pages: do is called with each. An error of do ends it.
+func (s *session) pages(base string, scope int, filter string, attributes []string, controls []ldap.Control, do func([]*ldap.Entry) error) error {
+	paging := ldap.NewControlPaging(s.page)
+	request := ldap.NewSearchRequest(base, scope, ldap.NeverDerefAliases, 0, 0, false, filter, attributes, append(slices.Clone(controls), paging))
+	for {
+		result, err := s.ldap.Search(request)
+		if err != nil {
+			return fmt.Errorf("searching %q for %s: %w", base, filter, withReferral(markLost(err)))
 		}
+		for _, e := range result.Entries {
+			if err := s.completeRanges(e); err != nil {
+				return fmt.Errorf("object %q: %w", e.DN, err)
+			}
+		}
+		if err := do(result.Entries); err != nil {
+			return err
+		}
+		answer, ok := ldap.FindControl(result.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)
+		if !ok || len(answer.Cookie) == 0 {
+			return nil
+		}
+		paging.SetCookie(answer.Cookie)
 	}
-	return result.Entries, nil
 }
 
 // errConnection marks a failure that every further request on the session would meet too.

@@ -14,7 +14,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway"
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/spf13/cobra"
-	"golang.org/x/mod/sumdb/note"
 )
 
 func (a *app) auditCommand() *cobra.Command {
@@ -62,11 +61,7 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 
 // verifyLog compares the log with what was kept elsewhere, and with what witnesses know.
 func verifyLog(ctx context.Context, g *gateway.Gateway, checkpoints, receipts []string, ask bool) (lines int64, witnessed []gateway.Witnessed, err error) {
-	s, err := g.AuditSigner()
-	if err != nil {
-		return 0, nil, err
-	}
-	v, err := note.NewVerifier(s.VerifierKey())
+	v, err := g.LogVerifier()
 	if err != nil {
 		return 0, nil, err
 	}

@@ -25,7 +25,7 @@ import (
 func (a *app) escrowCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "escrow", Short: "Look at archived keys, recover, import and destroy them, designate recovery agents"}
 	cmd.AddCommand(a.escrowListCommand(), a.escrowRecoverCommand(), a.escrowImportCommand(), a.escrowImportBlobCommand(), a.escrowExportCommand(),
-		a.agentsCommand(), a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand(),
+		a.coverageCommand(), a.verifyCommand(), a.agentsCommand(), a.rewrapCommand(), a.drillCommand(), a.batchCommand(), a.exchangeCommand(),
 		a.escrowDestroyCommand(), a.escrowHoldCommand(), a.escrowReleaseCommand(), a.escrowRetentionCommand())
 	return cmd
 }

@@ -2,7 +2,8 @@
 //
 // Each command prints a table for people, or JSON with --output json. Exit codes: 0 done, 1 failed, 2 wrong usage,
 // 3 refused (a request that policy denies, a recovery that is not allowed, a danger that lint finds and nobody has accepted),
-// 4 pending, 5 changes (that a plan found), 6 something needs attention (escrow agents health, escrow rewrap, escrow drill).
+// 4 pending, 5 changes (that a plan found), 6 something needs attention (escrow agents health, coverage,
+// verify, rewrap and drill).
 package main
 
 import (

@@ -55,9 +55,10 @@ const (
 	BatchConsented    Event = "batch-consented"
 	BatchEnded        Event = "batch-ended"
 	RecordFailed      Event = "batch-record-failed"
-	KeyRewrapped      Event = "key-rewrapped" // sealed to other agents
-	KeyProven         Event = "key-proven"    // it was opened, and has signed
-	KeyRestored       Event = "key-restored"  // a rewrap was taken back
+	KeyRewrapped      Event = "key-rewrapped"   // sealed to other agents
+	KeyProven         Event = "key-proven"      // it was opened, and has signed
+	KeyRestored       Event = "key-restored"    // a rewrap was taken back
+	EscrowVerified    Event = "escrow-verified" // every record was compared with this log
 	AgentAdded        Event = "agent-added"
 	AgentRemoved      Event = "agent-removed"
 	ExchangeCreated   Event = "exchange-key-created"

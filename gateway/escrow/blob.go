@@ -100,7 +100,7 @@ func (e *Escrow) ImportBlob(ctx context.Context, der []byte, o BlobImport, actor
 	}
 	cert := blob.Certificate
 	keyID := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	algorithm, bits := describeKey(cert.PublicKey)
+	algorithm, bits := DescribeKey(cert.PublicKey)
 	record := &Record{Source: "import", Owner: o.Owner.Name, Algorithm: algorithm, Bits: bits, KeyID: keyID[:], Policy: policy.Name, Required: 1,
 		Format: FormatKeyBlob, Recipients: agents, Sealed: blob.Enveloped, Certificate: cert.Raw}
 	return e.insertImported(ctx, record, cert, actor)

@@ -18,7 +18,8 @@
 //     the case key; certificate, owner and policy are checked on the agents' machines. (…CompromisedGatewayChangesTheCase)
 //   - Who writes to the database can lose keys and cases, not open them: owner, public key, policy and number of agents are
 //     authenticated in the record, approvals are signed with keys that follow from the shares, and what was delivered is asked of
-//     the audit log. (…SwappedRecord, …LoweredQuorumInTheDatabase)
+//     the audit log. Package verify finds what was changed, package coverage whose keys are gone. (…SwappedRecord,
+//     …LoweredQuorumInTheDatabase, …SwappedRecordIsFoundByVerify, …DeletedRecordIsMissingFromTheCoverage)
 //   - m-1 agents together learn nothing of a key that takes m. One agent can refuse, and can send a bad share: that is found when
 //     the key is put together, and named. (…OneBadAgentOpensAlone, …OneBadAgentSendsABadShare)
 //   - A manager can ask, in writing, and be given what the agents approve. A manager who is an agent too has one of the two
@@ -290,12 +291,12 @@ func (r *Record) Insert(tx *sql.Tx, now time.Time, requestID int64, actor, owner
 	if err := insertWords(tx, id, subject); err != nil {
 		return 0, err
 	}
-	event := audit.KeyArchived
+	event, sealed := audit.KeyArchived, sha256.Sum256(r.Sealed)
 	if r.Source == "import" {
 		event = audit.KeyImported
 	}
 	return id, audit.Append(tx, now, actor, event, map[string]any{"record": id, "request": requestID, "owner": owner, "subject": subject, "key_id": hex.EncodeToString(r.KeyID), "recipients": r.Recipients,
-		"policy": r.Policy, "required": r.Required})
+		"policy": r.Policy, "required": r.Required, "sealed_sha256": hex.EncodeToString(sealed[:])})
 }
 
 // Import seals a key that a user has already, with its certificate, and stores it durably. The caller wipes key.
@@ -322,7 +323,7 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	}
 	defer wcce.Wipe(pkcs8)
 	keyID := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	algorithm, bits := describeKey(cert.PublicKey)
+	algorithm, bits := DescribeKey(cert.PublicKey)
 	record := &Record{Source: "import", Algorithm: algorithm, Bits: bits, KeyID: keyID[:], Certificate: cert.Raw}
 	if err := record.seal(pkcs8, owner.Name, policy, agents); err != nil {
 		return 0, err
@@ -330,7 +331,8 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	return e.insertImported(ctx, record, cert, actor)
 }
 
-func describeKey(pub crypto.PublicKey) (algorithm string, bits int) {
+// DescribeKey names the algorithm of a public key, and its size in bits.
+func DescribeKey(pub crypto.PublicKey) (algorithm string, bits int) {
 	switch k := pub.(type) {
 	case *rsa.PublicKey:
 		return "RSA", k.N.BitLen()

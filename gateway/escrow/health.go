@@ -55,11 +55,7 @@ func (e *Escrow) BelowQuorum(ctx context.Context, limit int) ([]Entry, error) {
 	}
 	var out []Entry
 	for _, h := range holdings {
-		required := h.Required
-		if p, err := e.Policy(h.Policy); err == nil {
-			required = max(required, p.Required)
-		}
-		if len(openers.Of(h.Recipients)) >= required {
+		if e.Opening(openers, h.Policy, h.Required, h.Recipients).Why == "" {
 			continue
 		}
 		list, err := e.entries(ctx, entryColumns+"NULL"+fromRecords+"WHERE e.policy = ? AND e.required = ? AND e.recipients = ? AND e.destroyed = 0 ORDER BY e.id DESC LIMIT ?", h.Policy, h.Required, h.text, limit-len(out))

@@ -8,6 +8,7 @@ import (
 	"github.com/go-ldap/ldap/v3"
 
 	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/gateway/escrow/coverage"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -169,5 +170,33 @@ func TestAForestThatNobodyConfiguredIsNamedInTheRefusal(t *testing.T) {
 	}
 	if _, err := w.Explain(t.Context(), `LAB\alice`, "LabUserAuth", ""); err != nil {
 		t.Error(err)
+	}
+}
+
+// Certificates of another CA, on an account of the second forest and on one of the own: coverage finds both, under their realms.
+func TestCertificatesOfEveryDomainsAccountsAreCovered(t *testing.T) {
+	w := partnered(t)
+	ofAnotherCA(t, userDN(t, "Bob Baker"))
+	admin := world.AdminOf(t, "ldaps://dc2.part.test", "dc2.part.test", "Administrator@part.test")
+	found, err := admin.Search(ldap.NewSearchRequest("DC=part,DC=test", ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, 0, 0, false, "(sAMAccountName=svc-read)", []string{"cn"}, nil))
+	if err != nil || len(found.Entries) != 1 {
+		t.Fatal(found, err)
+	}
+	m := ldap.NewModifyRequest(found.Entries[0].DN, nil)
+	m.Replace(userCertificate, []string{string(mailCertificate(t).Raw)})
+	if err := admin.Modify(m); err != nil {
+		t.Fatal(err)
+	}
+	var owners []string
+	if _, err := coverage.Run(t.Context(), w.CoverageOptions(true), func(c coverage.Certificate) error {
+		owners = append(owners, c.Owner)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"bob@LAB.TEST", "svc-read@PART.TEST"} {
+		if !slices.Contains(owners, want) {
+			t.Errorf("%s is not among %v", want, owners)
+		}
 	}
 }

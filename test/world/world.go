@@ -264,18 +264,24 @@ func Request(t testing.TB, template string, exchange *x509.Certificate, extra ..
 // Admin is an LDAP connection as Administrator.
 func Admin(t testing.TB) *ldap.Conn {
 	t.Helper()
+	return AdminOf(t, Env("LAB_LDAPS_URL"), Env("LAB_DC"), "Administrator@lab.test")
+}
+
+// AdminOf is an LDAP connection to a controller as somebody with the lab's password.
+func AdminOf(t testing.TB, url, host, account string) *ldap.Conn {
+	t.Helper()
 	roots := x509.NewCertPool()
 	text, err := os.ReadFile(Env("LAB_CA_PEM"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots.AppendCertsFromPEM(text)
-	c, err := ldap.DialURL(Env("LAB_LDAPS_URL"), ldap.DialWithTLSConfig(&tls.Config{RootCAs: roots, ServerName: Env("LAB_DC")}))
+	c, err := ldap.DialURL(url, ldap.DialWithTLSConfig(&tls.Config{RootCAs: roots, ServerName: host}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	if err := c.Bind("Administrator@lab.test", Env("LAB_PASSWORD")); err != nil {
+	if err := c.Bind(account, Env("LAB_PASSWORD")); err != nil {
 		t.Fatal(err)
 	}
 	return c

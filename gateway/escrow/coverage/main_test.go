@@ -1,0 +1,9 @@
+package coverage_test
+
+import (
+	"testing"
+
+	"github.com/enrollgate/enrollgate/gateway/store/storetest"
+)
+
+func TestMain(m *testing.M) { storetest.Main(m) }
