@@ -31,13 +31,9 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 			"was kept elsewhere, which shows a log that was put back to an earlier state or written anew as a whole; so do the receipts\n" +
 			"that recovery commands have printed.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var kept []string
-			for _, path := range checkpoints {
-				text, err := os.ReadFile(path)
-				if err != nil {
-					return err
-				}
-				kept = append(kept, string(text))
+			kept, err := readTexts(checkpoints)
+			if err != nil {
+				return err
 			}
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
 				n, witnessed, err := verifyLog(ctx, g, kept, receipts, ask)
@@ -88,6 +84,17 @@ func verifyLog(ctx context.Context, g *gateway.Gateway, checkpoints, receipts []
 	}
 	witnessed, err = g.Witnessed(ctx)
 	return lines, witnessed, err
+}
+
+func readTexts(paths []string) (out []string, err error) {
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, string(text))
+	}
+	return out, nil
 }
 
 func (a *app) auditExportCommand() *cobra.Command {

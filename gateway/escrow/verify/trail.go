@@ -41,19 +41,23 @@ const (
 // trail is what the audit log says of the records with numbers from first to before end.
 type trail struct {
 	first, end int64
-	past       []past // by number, from first
-	seq        int64  // the line up to which the log was read
-	beyond     int64  // the lowest number from end on in any line; math.MaxInt64 where there is none
+	past       []*[block]past // by number, from first; nil where the log has none of a block
+	seq        int64          // the line up to which the log was read
+	beyond     int64          // the lowest number from end on in any line; math.MaxInt64 where there is none
 }
+
+// block is how many numbers of records get their memory together.
+const block = 4096
 
 func newTrail(first, end int64) *trail { return &trail{first: first, end: end, beyond: math.MaxInt64} }
 
 // of is what is known of a record; nil where the log has nothing.
 func (t *trail) of(id int64) *past {
-	if i := id - t.first; i >= 0 && i < int64(len(t.past)) && t.past[i].flags&^seen != 0 {
-		return &t.past[i]
+	i := id - t.first
+	if n := i / block; i < 0 || n >= int64(len(t.past)) || t.past[n] == nil || t.past[n][i%block].flags&^seen == 0 {
+		return nil
 	}
-	return nil
+	return &t.past[i/block][i%block]
 }
 
 // querier reads: *sql.DB or *sql.Tx.
@@ -115,10 +119,13 @@ func (t *trail) lines(ctx context.Context, db querier, end int64) (n int, err er
 // grow is the place of a record.
 func (t *trail) grow(id int64) *past {
 	i := int(id - t.first)
-	if i >= len(t.past) {
-		t.past = append(t.past, make([]past, i+1-len(t.past))...)
+	for len(t.past) <= i/block {
+		t.past = append(t.past, nil)
 	}
-	return &t.past[i]
+	if t.past[i/block] == nil {
+		t.past[i/block] = &[block]past{}
+	}
+	return &t.past[i/block][i%block]
 }
 
 // line has the members of the lines' details that matter here.
@@ -188,10 +195,15 @@ func identity(owner, policy string, keyID []byte) digest {
 
 // unseen calls do with the numbers of records that the log has, that nobody has destroyed and that were not read.
 func (t *trail) unseen(do func(id int64) error) error {
-	for i := range t.past {
-		if t.past[i].flags&(archived|seen|destroyed) == archived {
-			if err := do(t.first + int64(i)); err != nil {
-				return err
+	for n, some := range t.past {
+		if some == nil {
+			continue
+		}
+		for i := range some {
+			if some[i].flags&(archived|seen|destroyed) == archived {
+				if err := do(t.first + int64(n*block+i)); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -202,7 +214,7 @@ func (t *trail) unseen(do func(id int64) error) error {
 func (t *trail) owner(ctx context.Context, db querier, id int64) string {
 	var detail []byte
 	var l line
-	err := db.QueryRowContext(ctx, "SELECT detail FROM audit WHERE seq = ?", t.past[id-t.first].line).Scan(&detail)
+	err := db.QueryRowContext(ctx, "SELECT detail FROM audit WHERE seq = ?", t.of(id).line).Scan(&detail)
 	if errors.Join(err, json.Unmarshal(detail, &l)) != nil {
 		return ""
 	}

@@ -61,7 +61,7 @@ type Options struct {
 
 const (
 	page = 500     // records that are read together
-	span = 1 << 20 // numbers of records for which the audit log is read in one pass: 72 octets are kept of each
+	span = 1 << 19 // numbers of records for which the audit log is read in one pass: 72 octets are kept of each
 )
 
 // run is one verification.
