@@ -48,6 +48,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "enrollgate: "+err.Error())
 		os.Exit(exitFailed)
 	}
+	_ = memory.Lock() // where it may be; serve says where it may not
 	os.Exit(run(os.Args[1:]))
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
@@ -137,6 +138,21 @@ func (e *Escrow) createKey(ctx context.Context, ca string, identity upstream.Ide
 	if err != nil {
 		return nil, fmt.Errorf("make exchange key: %w", err)
 	}
+	k, err := e.certify(ca, identity, private)
+	if err == nil {
+		if id, ok, _ := tokenID(stored); ok { // it is found anew at each use, so that it outlives the session
+			k.key = &tokenKey{escrow: e, id: id, public: private.Public()}
+		}
+		err = e.storeKey(ctx, k, stored, "gateway")
+	}
+	if err != nil {
+		return nil, errors.Join(err, e.discard(stored))
+	}
+	return k, nil
+}
+
+// certify lets the CA sign the certificate of a new key.
+func (e *Escrow) certify(ca string, identity upstream.Identity, private pkcs11.Key) (*exchangeKey, error) {
 	var nonce [16]byte
 	rand.Read(nonce[:])
 	profile, err := exchangeProfile(identity.Certificate(), e.o.Now(), e.o.ExchangeValidity)
@@ -151,8 +167,7 @@ func (e *Escrow) createKey(ctx context.Context, ca string, identity upstream.Ide
 	if err != nil {
 		return nil, fmt.Errorf("issue exchange certificate: %w", err)
 	}
-	k := &exchangeKey{ca: ca, cert: cert, key: private, usableUntil: cert.NotAfter.Add(e.o.Grace)}
-	return k, e.storeKey(ctx, k, stored, "gateway")
+	return &exchangeKey{ca: ca, cert: cert, key: private, usableUntil: cert.NotAfter.Add(e.o.Grace)}, nil
 }
 
 // ImportExchange installs an exchange key of another CA server that this gateway takes over from, so that requests

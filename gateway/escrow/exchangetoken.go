@@ -41,7 +41,7 @@ func (e *Escrow) generate() (key pkcs11.Key, stored []byte, err error) {
 	rand.Read(id)
 	signer, err := e.token.GenerateRSA(id, "enrollgate exchange "+e.o.Now().UTC().Format("2006-01-02"), exchangeBits, true)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, e.closeToken())
 	}
 	key, ok := signer.(pkcs11.Key)
 	if !ok {
@@ -86,14 +86,21 @@ func (k *tokenKey) Decrypt(rand io.Reader, message []byte, opts crypto.Decrypter
 func (k *tokenKey) find() (pkcs11.Key, error) {
 	k.escrow.mu.Lock()
 	defer k.escrow.mu.Unlock()
-	if err := k.escrow.openToken(); err != nil {
-		return nil, err
+	var failed error
+	for range 2 { // the second time with a new session: the token may have been away
+		if err := k.escrow.openToken(); err != nil {
+			return nil, errors.Join(failed, err)
+		}
+		key, err := k.escrow.token.Find(k.id)
+		if err == nil && key != nil {
+			return key, nil
+		}
+		if err == nil {
+			err = fmt.Errorf("the token has no key with the id %x", k.id)
+		}
+		failed = errors.Join(err, k.escrow.closeToken())
 	}
-	key, err := k.escrow.token.Find(k.id)
-	if err == nil && key == nil {
-		err = fmt.Errorf("the token has no key with the id %x", k.id)
-	}
-	return key, err
+	return nil, failed
 }
 
 func tokenID(stored []byte) (id []byte, ok bool, err error) {
@@ -118,13 +125,27 @@ func (e *Escrow) openToken() (err error) {
 func (e *Escrow) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.keys = nil
+	return e.closeToken()
+}
+
+// closeToken ends the session; the next use begins another.
+func (e *Escrow) closeToken() error {
 	if e.token == nil {
 		return nil
 	}
-	e.keys = nil
 	err := e.token.Close()
 	e.token = nil
 	return err
+}
+
+// discard destroys a key that was made in the token and is not used after all.
+func (e *Escrow) discard(stored []byte) error {
+	id, ok, err := tokenID(stored)
+	if err != nil || !ok || e.token == nil {
+		return err
+	}
+	return e.token.Destroy(id)
 }
 
 // DestroyExpired destroys the exchange keys whose grace period is over, in the token and in the database; loadKeys forgets them. What

@@ -4,6 +4,7 @@ package escrow_test
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,31 @@ func TestExchangeKeysInATokenNeverLeaveItAndAreDestroyed(t *testing.T) {
 		t.Errorf("after the grace period the token holds\n%s", list)
 	}
 	wantEvents(t, v, "exchange-key-destroyed", 1)
+}
+
+// A token that goes away and comes back, as after a restart of its machine, is found again without a restart of the gateway.
+func TestAnExchangeTokenThatCameBackIsUsed(t *testing.T) {
+	hsm := softhsm.New(t)
+	v := newVault(t, func(o *escrow.Options) { o.ExchangeToken = hsm.URI("") })
+	t.Cleanup(func() { _ = v.Close() })
+	_, kra := testpki.Agent(t, "kra", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
+	if err := v.AddAgent(background, kra, "test"); err != nil {
+		t.Fatal(err)
+	}
+	r := request(t, v.exchange(t))
+	away := hsm.Dir + ".away"
+	if err := os.Rename(hsm.Dir, away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Open("Test CA", r, alice); err == nil {
+		t.Error("opened without the token")
+	}
+	if err := os.Rename(away, hsm.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Open("Test CA", r, alice); err != nil {
+		t.Errorf("after the token came back: %v", err)
+	}
 }
 
 func TestAnExchangeTokenThatIsGoneRefusesByName(t *testing.T) {

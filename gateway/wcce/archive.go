@@ -208,8 +208,9 @@ func (e *Enveloped) Open(r *Recipient, key crypto.Decrypter) ([]byte, error) {
 	}
 	defer Wipe(contentKey)
 	plain, failed := e.decrypt(contentKey)
-	if failed != nil && err != nil { // for the log: a token that does not answer
-		return nil, fmt.Errorf("%w: %w", failed, err)
+	if err != nil { // for the log: a token that does not answer, or a block of another length than the key
+		Wipe(plain)
+		return nil, fmt.Errorf("%w: %w", errOpen, err)
 	}
 	return plain, failed
 }
