@@ -208,7 +208,7 @@ func (e *Enveloped) Open(r *Recipient, key crypto.Decrypter) ([]byte, error) {
 	}
 	defer Wipe(contentKey)
 	plain, failed := e.decrypt(contentKey)
-	if err != nil { // for the log: a token that does not answer, or a block of another length than the key
+	if err != nil && !errors.Is(err, rsa.ErrDecryption) { // for the log: a token that does not answer
 		Wipe(plain)
 		return nil, fmt.Errorf("%w: %w", errOpen, err)
 	}
