@@ -9,9 +9,12 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"os/exec"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,13 +23,35 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 )
 
-// RSA makes a key.
+// pool keeps keys for the tests that come: making them would take most of the time. given is how many of each size each
+// top-level test has.
+var pool = struct {
+	sync.Mutex
+	keys  map[int][]*rsa.PrivateKey
+	given map[string]int
+}{keys: map[int][]*rsa.PrivateKey{}, given: map[string]int{}}
+
+func init() {
+	storetest.BeforeAgain = func() { clear(pool.given) }
+}
+
+// RSA returns a key that is like no other of the same top-level test; another one may have had it.
 func RSA(t testing.TB, bits int) *rsa.PrivateKey {
 	t.Helper()
+	name, _, _ := strings.Cut(t.Name(), "/")
+	name = fmt.Sprint(name, " ", bits)
+	pool.Lock()
+	defer pool.Unlock()
+	n := pool.given[name]
+	pool.given[name]++
+	if n < len(pool.keys[bits]) {
+		return pool.keys[bits][n]
+	}
 	k, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
 		t.Fatal(err)
 	}
+	pool.keys[bits] = append(pool.keys[bits], k)
 	return k
 }
 

@@ -2,6 +2,7 @@ package batch_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"math/rand/v2"
@@ -61,7 +62,8 @@ func (a *archive) enroll(t testing.TB, ca *local.CA, owner string, issued bool) 
 		t.Fatal(err)
 	}
 	l := ledger.New(a.db, func() time.Time { return a.now })
-	id, err := l.Begin(background, &ledger.Row{State: ledger.Open, Caller: owner + "@LAB.TEST", Template: "Mail", CA: "Test CA", Fingerprint: der, CSR: r.CSR.Raw},
+	fingerprint := sha256.Sum256(der)
+	id, err := l.Begin(background, &ledger.Row{State: ledger.Open, Caller: owner + "@LAB.TEST", Template: "Mail", CA: "Test CA", Fingerprint: fingerprint[:], CSR: r.CSR.Raw},
 		func(tx *sql.Tx, id int64) error {
 			_, err := record.Insert(tx, a.now, id, "gateway", record.Owner, "CN=Alice")
 			return err

@@ -19,6 +19,9 @@ import (
 // server is what Open makes databases on; nil means SQLite files.
 var server *Server
 
+// BeforeAgain is called before the tests run a second time; nil: nothing is.
+var BeforeAgain func()
+
 // Main runs the tests of a package on SQLite and then once more on a PostgreSQL server of their own. Where there is no
 // PostgreSQL that is said, and is a failure where CI is set. Benchmarks and fuzzing are for SQLite alone.
 func Main(m *testing.M) {
@@ -38,6 +41,9 @@ func Main(m *testing.M) {
 	default:
 		fmt.Println("once more, on PostgreSQL:")
 		server = s
+		if BeforeAgain != nil {
+			BeforeAgain()
+		}
 		code = max(code, m.Run())
 		s.Stop()
 	}
