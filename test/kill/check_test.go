@@ -147,7 +147,11 @@ func (s *setup) archived(db *store.DB, r *ledger.Row, cert *x509.Certificate) er
 	if i < 0 {
 		return errors.New("it is not sealed to the agent")
 	}
-	pkcs8, err := enveloped.Open(&enveloped.Recipients[i], s.AgentKey)
+	content, err := enveloped.Open(&enveloped.Recipients[i], s.AgentKey)
+	if err != nil {
+		return err
+	}
+	pkcs8, err := wcce.PrivateKeyDER(content)
 	if err != nil {
 		return err
 	}
