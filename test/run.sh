@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# All tests with the race detector: first what needs no domain controller, then the rest inside the lab, with its second forest, one package after
-# the other, because they change the same accounts. Arguments go to go test.
+# All tests: first what needs no domain controller, then the rest inside the lab, with its second forest, one package after the
+# other, because they change the same accounts. The race detector watches all but test/e2e, most of which drives processes, and of
+# that the tests in which much happens at a time. Arguments go to go test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=1
 
-inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/e2e|test/kill|test/stepca|test/certipy)$'
+inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/kill|test/stepca|test/certipy)$'
+e2e=github.com/enrollgate/enrollgate/test/e2e
+busy='AtOnce|Once|AStop|EachRole|EachAgent|Renew|SecondInstance|Published|Together|Twice'
 packages=$(go list ./...)
 go vet ./...
 # shellcheck disable=SC2046  # lists of packages
-go test -race -timeout 15m "$@" $(grep -vE "$inside" <<<"$packages")
+go test -race -timeout 15m "$@" $(grep -vE "$inside|/test/e2e\$" <<<"$packages")
 # shellcheck disable=SC2046
-LAB_FOREIGN=yes exec test/lab/lab.sh ns go test -race -count=1 -p 1 -timeout 15m "$@" $(grep -E "$inside" <<<"$packages")
+LAB_FOREIGN=yes exec test/lab/lab.sh ns sh -c 'go test -race -count=1 -p 1 -timeout 15m "$@" &&
+  go test -race -count=1 -timeout 15m -run "$0" '"$e2e"' && go test -count=1 -timeout 15m -skip "$0" '"$e2e" "$busy" "$@" $(grep -E "$inside" <<<"$packages")
