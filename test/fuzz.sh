@@ -11,6 +11,6 @@ git grep -lE '^func Fuzz' -- '*_test.go' | xargs -n1 dirname | sort -u | while r
     out=$(go test "./$dir" -run '^$' -fuzz "^$target\$" -fuzztime "${FUZZTIME:-5s}" -fuzzminimizetime 10x -parallel 2 2>&1) ||
       { grep -q 'context deadline exceeded' <<<"$out" && ! grep -q 'Failing input' <<<"$out"; } ||
       { echo "FAILED"; echo "$out"; exit 1; }
-    grep -oE 'execs: [0-9]+' <<<"$out" | tail -n 1
+    grep -oE 'execs: [0-9]+' <<<"$out" | tail -n 1 || echo "known inputs only: there was no time for others"
   done
 done
