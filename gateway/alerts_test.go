@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/enrollgate/enrollgate/test/inlab"
 	"github.com/goccy/go-yaml"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -67,7 +68,7 @@ func TestEachMetricThatAnAlertNamesIsExported(t *testing.T) {
 func TestPromtoolReadsTheAlerts(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
-		t.Skip("promtool (Debian package prometheus) is not installed")
+		inlab.Missing(t, "promtool, of the Debian package prometheus")
 	}
 	if out, err := exec.Command(promtool, "check", "rules", alerts).CombinedOutput(); err != nil || !strings.Contains(string(out), "SUCCESS") {
 		t.Errorf("%v\n%s", err, out)
