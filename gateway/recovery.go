@@ -206,7 +206,6 @@ func (w *statusWriter) WriteHeader(status int) {
 
 // newCases joins the cases and the batches with the directory and the ledger.
 func (g *Gateway) newCases() (*cases.Cases, *batch.Batches) {
-	roles := people.Roles{DB: g.DB, Escrow: g.Escrow, Now: g.now, IsOneOf: g.isStillOneOf}
 	account := func(ctx context.Context, name string) (templates.Subject, error) {
 		return g.Directory.SubjectByName(ctx, name)
 	}
@@ -214,6 +213,7 @@ func (g *Gateway) newCases() (*cases.Cases, *batch.Batches) {
 		p, err := g.proof(ctx, cert)
 		return p.Owner, err
 	}
-	return cases.New(cases.Options{Roles: roles, Account: account, HolderOf: holder, Chain: g.ChainOf}),
-		batch.New(batch.Options{Roles: roles, Account: account, HolderOf: holder})
+	roles := people.Roles{DB: g.DB, Escrow: g.Escrow, Now: g.now, IsOneOf: g.isStillOneOf, Account: account, HolderOf: holder}
+	return cases.New(cases.Options{Roles: roles, Chain: g.ChainOf}),
+		batch.New(batch.Options{Roles: roles})
 }

@@ -77,7 +77,7 @@ func (a *archive) open(t testing.TB) {
 		IsOneOf: func(_ context.Context, c templates.Caller, names []string) (bool, error) {
 			account, _, _ := strings.Cut(c.Principal, "@")
 			return slices.ContainsFunc(names, func(n string) bool { return slices.Contains(a.people[account], n) }), nil
-		}},
+		},
 		Account: func(_ context.Context, name string) (templates.Subject, error) {
 			account, _, _ := strings.Cut(name, "@")
 			if _, ok := a.people[account]; !ok {
@@ -87,7 +87,7 @@ func (a *archive) open(t testing.TB) {
 		},
 		HolderOf: func(_ context.Context, cert *x509.Certificate) (security.SID, error) {
 			return a.holder[cert.Subject.CommonName], nil
-		},
+		}},
 	})
 }
 

@@ -23,7 +23,6 @@ package batch
 
 import (
 	"context"
-	"crypto/x509"
 	"database/sql"
 	"encoding/hex"
 	"encoding/json"
@@ -41,10 +40,6 @@ import (
 // Options configure New. All are needed.
 type Options struct {
 	people.Roles
-	// Account finds an account by name.
-	Account func(ctx context.Context, name string) (templates.Subject, error)
-	// HolderOf is the account that an agent's certificate was issued to; "" where another CA did.
-	HolderOf func(ctx context.Context, cert *x509.Certificate) (security.SID, error)
 }
 
 // Batches is the register of batches. All methods are safe for concurrent use. Their errors are *hresult.Error where the caller is to be

@@ -138,10 +138,8 @@ func (b *Batches) approver(ctx context.Context, caller templates.Caller, id int6
 	if agent == nil {
 		return nil, nil, hresult.New(hresult.AccessDenied, "%s is no designated recovery agent, or its certificate is revoked", fingerprint)
 	}
-	if holder, err := b.o.HolderOf(ctx, agent.Certificate); err != nil {
+	if err := b.o.Holds(ctx, caller, agent.Certificate); err != nil {
 		return nil, nil, err
-	} else if holder != "" && holder != caller.SID {
-		return nil, nil, hresult.New(hresult.AccessDenied, "the certificate of %s was issued to another account", dn.Show(agent.Certificate.RawSubject))
 	}
 	return k, agent, nil
 }

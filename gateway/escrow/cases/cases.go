@@ -33,10 +33,6 @@ import (
 // Options configure New. All are needed.
 type Options struct {
 	people.Roles
-	// Account finds an account by name.
-	Account func(ctx context.Context, name string) (templates.Subject, error)
-	// HolderOf is the account that an agent's certificate was issued to; "" where another CA did.
-	HolderOf func(ctx context.Context, cert *x509.Certificate) (security.SID, error)
 	// Chain returns the certificates above what a CA issues.
 	Chain func(ca string) []*x509.Certificate
 }

@@ -84,7 +84,7 @@ func newOffice(t testing.TB, required int) *office {
 			t.Fatal(err)
 		}
 	}
-	o.Cases = cases.New(cases.Options{Roles: people.Roles{DB: o.db, Escrow: o.escrow, Now: clock, IsOneOf: o.isOneOf},
+	o.Cases = cases.New(cases.Options{Roles: people.Roles{DB: o.db, Escrow: o.escrow, Now: clock, IsOneOf: o.isOneOf,
 		Account: func(_ context.Context, name string) (templates.Subject, error) {
 			account, _, _ := strings.Cut(name, "@")
 			if _, ok := o.people[account]; !ok {
@@ -94,7 +94,7 @@ func newOffice(t testing.TB, required int) *office {
 		},
 		HolderOf: func(_ context.Context, cert *x509.Certificate) (security.SID, error) {
 			return o.holder[cert.Subject.CommonName], nil
-		},
+		}},
 		Chain: func(string) []*x509.Certificate { return nil },
 	})
 	return o

@@ -110,10 +110,8 @@ func (c *Cases) approve(ctx context.Context, caller templates.Caller, id int64, 
 	if err != nil {
 		return nil, err
 	}
-	if holder, err := c.o.HolderOf(ctx, agent.Certificate); err != nil {
+	if err := c.o.Holds(ctx, caller, agent.Certificate); err != nil {
 		return nil, err
-	} else if holder != "" && holder != caller.SID {
-		return nil, hresult.New(hresult.AccessDenied, "the certificate of %s was issued to another account", dn.Show(agent.Certificate.RawSubject))
 	}
 	text, err := json.Marshal(a)
 	if err != nil {

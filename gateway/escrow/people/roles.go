@@ -4,6 +4,7 @@ package people
 
 import (
 	"context"
+	"crypto/x509"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/dn"
+	"github.com/enrollgate/enrollgate/templates/security"
 )
 
 // Role is what somebody may do about keys of a policy.
@@ -29,6 +32,19 @@ type Roles struct {
 	Now    func() time.Time
 	// IsOneOf tells whether the caller is one of the accounts, or in one of the groups.
 	IsOneOf func(ctx context.Context, caller templates.Caller, names []string) (bool, error)
+	// Account finds an account by name.
+	Account func(ctx context.Context, name string) (templates.Subject, error)
+	// HolderOf is the account that an agent's certificate was issued to; "" where another CA did.
+	HolderOf func(ctx context.Context, cert *x509.Certificate) (security.SID, error)
+}
+
+// Holds requires that an agent's certificate was issued to nobody but the caller.
+func (r *Roles) Holds(ctx context.Context, caller templates.Caller, agent *x509.Certificate) error {
+	holder, err := r.HolderOf(ctx, agent)
+	if err == nil && holder != "" && holder != caller.SID {
+		err = hresult.New(hresult.AccessDenied, "the certificate of %s was issued to another account", dn.Show(agent.RawSubject))
+	}
+	return err
 }
 
 // Of is the caller's role about a policy. A policy that is not configured is AccessDenied.
