@@ -94,6 +94,7 @@ type Gateway struct {
 	// auditSigner opens the audit log's key, once; that takes a moment, which a start need not wait for.
 	auditSigner func() (*audit.Signer, error)
 	witnesses   []*witness.Client
+	cosigning   sync.Mutex // held while the audit log is signed and sent to the witnesses
 	secret      []byte // encrypts keys at rest
 	sids        sidCache
 }

@@ -71,18 +71,43 @@ func (g *Gateway) witnessHandler() (http.Handler, error) {
 	return mux, nil
 }
 
-// Cosign sends a checkpoint to every witness and keeps their cosignatures. All are tried; the errors are joined.
-func (g *Gateway) Cosign(ctx context.Context, c *audit.Checkpoint) error {
+// Cosign signs the audit log as it is, sends the checkpoint to every witness and keeps their cosignatures. All are tried; the
+// errors are joined. One call at a time: an older checkpoint that arrives after a newer one would look like a log put back.
+func (g *Gateway) Cosign(ctx context.Context) (*audit.Checkpoint, error) {
+	g.cosigning.Lock()
+	defer g.cosigning.Unlock()
+	c, err := g.Checkpoint(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the audit log cannot be signed: %w", err)
+	}
 	var all error
 	for _, w := range g.witnesses {
-		lines, err := w.Submit(ctx, c, func(old int64) (tlog.TreeProof, error) { return audit.ProveBegin(ctx, g.DB.SQL, c, old) })
-		if err == nil {
-			err = g.DB.Write(ctx, func(tx *sql.Tx) error { return audit.Cosign(ctx, tx, c, lines) })
-		}
-		g.metrics.witnessed(w.Key.Name(), c.Size, err)
+		sent, err := g.cosign(ctx, w, c)
+		g.metrics.witnessed(w.Key.Name(), sent.Size, err)
 		all = errors.Join(all, err)
 	}
-	return all
+	return c, all
+}
+
+// cosign sends a checkpoint to one witness, and a newer one where another process on the same database was faster. It returns
+// the one sent last.
+func (g *Gateway) cosign(ctx context.Context, w *witness.Client, c *audit.Checkpoint) (*audit.Checkpoint, error) {
+	submit := func() (string, error) {
+		return w.Submit(ctx, c, func(old int64) (tlog.TreeProof, error) { return audit.ProveBegin(ctx, g.DB.SQL, c, old) })
+	}
+	lines, err := submit()
+	if _, ahead := errors.AsType[*witness.AheadError](err); ahead {
+		newer, failed := g.Checkpoint(ctx)
+		if failed != nil {
+			return c, errors.Join(err, failed)
+		}
+		c = newer
+		lines, err = submit()
+	}
+	if err != nil {
+		return c, err
+	}
+	return c, g.DB.Write(ctx, func(tx *sql.Tx) error { return audit.Cosign(ctx, tx, c, lines) })
 }
 
 // Witnessed is what a witness has cosigned last.

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// Client submits checkpoints to one witness.
+// Client submits checkpoints to one witness, one at a time.
 type Client struct {
 	HTTP *http.Client
 	URL  string // submission prefix
