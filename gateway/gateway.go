@@ -95,7 +95,7 @@ type Gateway struct {
 	auditSigner func() (*audit.Signer, error)
 	witnesses   []*witness.Client
 	cosigning   sync.Mutex // held while the audit log is signed and sent to the witnesses
-	secret      []byte // encrypts keys at rest
+	secret      []byte     // encrypts keys at rest
 	sids        sidCache
 }
 
