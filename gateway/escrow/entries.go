@@ -260,7 +260,7 @@ func (e *Escrow) rarestFirst(ctx context.Context, list []string) error {
 	counts := map[string]int{}
 	for _, w := range list {
 		var n int
-		if err := e.o.DB.SQL.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM escrow_words WHERE word = ? LIMIT ?) w", w, common).Scan(&n); err != nil {
+		if err := e.o.DB.SQL.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM escrow_words WHERE word = ? ORDER BY word, record LIMIT ?) w", w, common).Scan(&n); err != nil {
 			return fmt.Errorf("escrow: %w", err)
 		}
 		counts[w] = n

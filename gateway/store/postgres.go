@@ -40,7 +40,8 @@ func OpenPostgres(ctx context.Context, address string, password []byte) (*DB, er
 	}
 	for name, value := range map[string]string{
 		"application_name":   "enrollgate",
-		"synchronous_commit": "on", // what was acknowledged is on disk, whatever the server's default
+		"synchronous_commit": "on",                // what was acknowledged is on disk, whatever the server's default
+		"plan_cache_mode":    "force_custom_plan", // plans for any parameter read thousands of rows where a search finds four
 		// A gateway that has vanished lets go of the write lock, and one that waits for it does not wait for ever.
 		"idle_in_transaction_session_timeout": "60s", "lock_timeout": "30s",
 		"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3",

@@ -34,12 +34,12 @@ const few, keysEach = 1000, 4
 
 // archive is a database full of archived keys.
 type archive struct {
-	db     *store.DB
-	escrow *escrow.Escrow
-	ledger *ledger.Ledger
-	rows   int
-	begin  time.Time // of filling: the newest key's time
-	serial []string  // of some certificates, all over the archive
+	db      *store.DB
+	escrow  *escrow.Escrow
+	request *wcce.Request // with a key enclosed for the escrow
+	rows    int
+	begin   time.Time // of filling: the newest key's time
+	serial  []string  // of some certificates, all over the archive
 }
 
 // samples are what rows are made of: real sealed keys, certificates and requests, so that the size is right and any row can be
@@ -84,8 +84,10 @@ func comma(n int) string {
 	return fmt.Sprintf("%s,%03d", comma(n/1000), n%1000)
 }
 
+const caName = "Bench CA"
+
 func newArchive(b *testing.B, db *store.DB, s *samples) *archive {
-	a := &archive{db: db, ledger: ledger.New(db, time.Now)}
+	a := &archive{db: db}
 	var err error
 	if a.escrow, err = escrow.New(background, escrow.Options{DB: db, Secret: []byte("secret"), Now: time.Now}); err != nil {
 		b.Fatal(err)
@@ -93,7 +95,31 @@ func newArchive(b *testing.B, db *store.DB, s *samples) *archive {
 	if err := a.escrow.AddAgent(background, s.agent, "bench"); err != nil {
 		b.Fatal(err)
 	}
+	exchange, err := a.escrow.Exchange(background, caName, testpki.CA(b, testpki.DB(b), time.Now).Identity())
+	if err != nil {
+		b.Fatal(err)
+	}
+	der, err := wcce.NewRequest(wcce.RequestOptions{Key: testpki.RSA(b, 2048), Exchange: exchange})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if a.request, err = wcce.ParseRequest(der); err != nil {
+		b.Fatal(err)
+	}
 	return a
+}
+
+// archiveOne does what an enrollment does with an enclosed key: opens it, checks it, seals it to the agents and stores it.
+func (a *archive) archiveOne(i int) error {
+	r, err := a.escrow.Open(caName, a.request, escrow.Owner{Name: owner(i)})
+	if err != nil {
+		return err
+	}
+	rand.Read(r.KeyID) // as if the key were another one each time
+	return a.db.Write(background, func(tx *sql.Tx) error {
+		_, err := r.Insert(tx, time.Now(), 0, "gateway", owner(i), subject(i))
+		return err
+	})
 }
 
 func newSamples(b *testing.B) *samples {
@@ -262,11 +288,7 @@ func works(b *testing.B, s *samples) []work {
 		number[a]++
 		i := a.rows + number[a]
 		next.Unlock()
-		r := s.record(i)
-		return a.db.Write(background, func(tx *sql.Tx) error {
-			_, err := r.Insert(tx, time.Now(), 0, "gateway", r.Owner, subject(i))
-			return err
-		})
+		return a.archiveOne(i)
 	}
 	out := []work{
 		{"get", 200, func(a *archive, run int) error { _, err := a.escrow.Get(background, a.some(run)); return err }},
