@@ -369,7 +369,7 @@ func (g *Gateway) check(ctx context.Context, ca *CA, order upstream.Order, answe
 	default:
 		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: "the CA does not know the order"}
 	}
-	if err := upstream.Compare(order, answer.Certificate); err != nil {
+	if err := upstream.Compare(order, answer.Certificate, ca.Tolerance); err != nil {
 		text := fmt.Sprintf("the CA issued another certificate than decided: %v", err)
 		if err := ca.Issuer.Revoke(ctx, answer.Certificate.SerialNumber, reasonCessation); err != nil {
 			text += fmt.Sprintf("; and it could not be revoked: %v", err)

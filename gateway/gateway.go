@@ -60,10 +60,12 @@ type Directory interface {
 
 // CA is one configured certification authority.
 type CA struct {
-	Name     string // as the directory publishes it
-	Issuer   upstream.Issuer
-	Identity upstream.Identity
-	Local    *local.CA // nil for foreign CAs
+	Name   string // as the directory publishes it
+	Issuer upstream.Issuer
+	// Tolerance is in what the CA may differ from the decision.
+	Tolerance upstream.Tolerance
+	Identity  upstream.Identity
+	Local     *local.CA // nil for foreign CAs
 }
 
 // Gateway is the whole service. All methods are safe for concurrent use.

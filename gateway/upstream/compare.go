@@ -12,6 +12,7 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"golang.org/x/crypto/cryptobyte"
@@ -23,14 +24,40 @@ var ownedByCA = []string{
 	"2.5.29.14",                   // subject key identifier
 	"2.5.29.35",                   // authority key identifier
 	"2.5.29.31",                   // CRL distribution points
+	"2.5.29.19",                   // basic constraints; a CA certificate is refused
 	"1.3.6.1.5.5.7.1.1",           // authority information access
 	"1.3.6.1.4.1.11129.2.4.2",     // signed certificate timestamps
 	"1.3.6.1.4.1.37476.9000.64.1", // step-ca: which provisioner let the certificate be issued
 }
 
+// Tolerance are extensions, by OID, in which the administrator lets a CA follow its own profile.
+type Tolerance struct {
+	Missing []string // decided, and the CA leaves them out
+	Added   []string // not decided, and the CA adds them
+	Changed []string // decided, and the CA has its own value
+}
+
+// vital are extensions that say who the holder is and what the key is for: no tolerance covers them.
+var vital = map[string]string{
+	wcce.OIDSAN: "the alternative names", wcce.OIDEKU: "the extended key usage", wcce.OIDKeyUsage: "the key usage", wcce.OIDSID: "the account's SID",
+}
+
+// Check refuses a tolerance for what a certificate is trusted for. The SID may be missing: Windows then maps the certificate
+// by its names, or not at all.
+func (t Tolerance) Check() error {
+	for _, list := range [][]string{t.Added, t.Changed, t.Missing} {
+		for _, oid := range list {
+			if what, ok := vital[oid]; ok && (oid != wcce.OIDSID || !slices.Contains(t.Missing, oid) || slices.Contains(t.Added, oid) || slices.Contains(t.Changed, oid)) {
+				return fmt.Errorf("extension %s is %s: no CA may differ from the decision in it", oid, what)
+			}
+		}
+	}
+	return nil
+}
+
 // Compare checks a certificate against the decision: the requested key, the decided names and extensions, no others, and
 // a validity within the decided one. A CA may order extensions as it likes and choose another string type for a name.
-func Compare(order Order, cert *x509.Certificate) error {
+func Compare(order Order, cert *x509.Certificate, t Tolerance) error {
 	if cert == nil {
 		return errors.New("there is no certificate")
 	}
@@ -51,19 +78,69 @@ func Compare(order Order, cert *x509.Certificate) error {
 		oid := e.Id.String()
 		i := slices.IndexFunc(p.Extensions, func(d templates.Extension) bool { return d.OID == oid })
 		switch {
-		case i >= 0 && (!bytes.Equal(p.Extensions[i].Value, e.Value) || p.Extensions[i].Critical != e.Critical):
-			return fmt.Errorf("extension %s differs", oid)
-		case i < 0 && !slices.Contains(ownedByCA, oid):
-			return fmt.Errorf("extension %s was not decided", oid)
+		case i >= 0 && (p.Extensions[i].Critical != e.Critical && !tightened(oid, e.Critical) || !sameExtension(oid, p.Extensions[i].Value, e.Value)) &&
+			!slices.Contains(t.Changed, oid):
+			return fmt.Errorf("extension %s differs", extensionName(oid))
+		case i < 0 && !slices.Contains(ownedByCA, oid) && !slices.Contains(t.Added, oid):
+			return fmt.Errorf("extension %s was not decided", extensionName(oid))
 		}
 		found[oid] = true
 	}
 	for _, d := range p.Extensions {
-		if !found[d.OID] {
-			return fmt.Errorf("extension %s is missing", d.OID)
+		if !found[d.OID] && !slices.Contains(t.Missing, d.OID) {
+			return fmt.Errorf("extension %s is missing", extensionName(d.OID))
 		}
 	}
 	return nil
+}
+
+// tightened tells whether criticality is only more than was decided, in an extension that every verifier knows.
+func tightened(oid string, critical bool) bool { return critical && oid == wcce.OIDKeyUsage }
+
+// sameExtension tells whether two values mean the same. Purposes and alternative names have no order.
+func sameExtension(oid string, a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	if oid != wcce.OIDEKU && oid != wcce.OIDSAN {
+		return false
+	}
+	x, okX := sortedParts(a)
+	y, okY := sortedParts(b)
+	return okX && okY && slices.EqualFunc(x, y, bytes.Equal)
+}
+
+// sortedParts are the elements of a sequence, in the order of their octets.
+func sortedParts(der []byte) (out [][]byte, ok bool) {
+	s := cryptobyte.String(der)
+	var list cryptobyte.String
+	if !s.ReadASN1(&list, cbasn1.SEQUENCE) || !s.Empty() {
+		return nil, false
+	}
+	for !list.Empty() {
+		var part cryptobyte.String
+		var tag cbasn1.Tag
+		if !list.ReadAnyASN1Element(&part, &tag) {
+			return nil, false
+		}
+		out = append(out, part)
+	}
+	slices.SortFunc(out, bytes.Compare)
+	return out, true
+}
+
+// extensionName is an OID with its name where there is one.
+func extensionName(oid string) string {
+	if name, ok := extensionNames[oid]; ok {
+		return oid + " (" + name + ")"
+	}
+	return oid
+}
+
+var extensionNames = map[string]string{
+	wcce.OIDSAN: "alternative names", wcce.OIDEKU: "extended key usage", wcce.OIDKeyUsage: "key usage", wcce.OIDSID: "account's SID",
+	wcce.OIDTemplateName: "template name", "1.3.6.1.4.1.311.21.7": "template information", "1.3.6.1.4.1.311.21.10": "application policies",
+	"1.2.840.113549.1.9.15": "S/MIME capabilities", "2.5.29.32": "certificate policies", "2.5.29.19": "basic constraints",
 }
 
 // attribute is one part of a name; text tells whether value is decoded text, in which case its string type is forgotten.

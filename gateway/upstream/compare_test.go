@@ -119,13 +119,13 @@ func TestACertificateIsComparedWithTheDecision(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = upstream.Compare(order, cert)
+			err = upstream.Compare(order, cert, upstream.Tolerance{})
 			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
 		})
 	}
-	if upstream.Compare(order, nil) == nil {
+	if upstream.Compare(order, nil, upstream.Tolerance{}) == nil {
 		t.Error("no certificate is as decided")
 	}
 }

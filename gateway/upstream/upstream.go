@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"math/big"
 
 	"github.com/enrollgate/enrollgate/templates"
@@ -25,10 +26,11 @@ type State int
 
 // The answers.
 const (
-	Issued  State = iota + 1
-	Pending       // the CA works on it; Token names the order at the CA
-	Refused       // final; Reason is for the client
-	Unknown       // the CA has never seen the order (Find only)
+	Issued    State = iota + 1
+	Pending         // the CA works on it; Token names the order at the CA
+	Refused         // final; Reason is for the client
+	Unknown         // the CA has never seen the order, so that it may be submitted (Find only)
+	Uncertain       // nobody can tell whether the CA has issued; Reason says what to look for (Find only)
 )
 
 // Result is a CA's answer.
@@ -39,9 +41,10 @@ type Result struct {
 	Reason      string
 }
 
-// Issuer is an upstream CA. Errors mean that the answer is not known: the order may be repeated.
+// Issuer is an upstream CA. Its errors mean that the answer is not known; one made by NotIssued means that nothing was issued.
+// It is safe for concurrent use.
 type Issuer interface {
-	// Submit asks for the certificate. It must be safe to repeat with the same order.
+	// Submit asks for the certificate. Whether it may be repeated with the same order is in Traits.
 	Submit(ctx context.Context, order Order) (Result, error)
 	// Find tells what became of an order whose answer was lost, or that was Pending.
 	Find(ctx context.Context, order Order, token string) (Result, error)
@@ -49,6 +52,67 @@ type Issuer interface {
 	Revoke(ctx context.Context, serial *big.Int, reason int) error
 	// Chain returns the certificates from the issuing CA up to, and with, its root as far as known.
 	Chain(ctx context.Context) ([]*x509.Certificate, error)
+}
+
+// NameSource is where a CA takes subject, alternative names and other extensions from.
+type NameSource int
+
+// The sources of names.
+const (
+	NamesBeside NameSource = iota // from what travels beside the PKCS#10 request: it carries every decision
+	NamesInCSR                    // from the PKCS#10 request: it carries a decision only that the request already says
+)
+
+// Repetition is what happens to an order whose answer was lost.
+type Repetition int
+
+// The ways to settle a lost answer.
+const (
+	RepeatSame  Repetition = iota // Submit again: the same order gives the same certificate
+	RepeatFound                   // Find knows: it never answers Uncertain
+	RepeatBlind                   // Find may answer Uncertain
+)
+
+// Traits are what a CA can take and tell. They depend on driver and configuration alone.
+type Traits struct {
+	Product    string // for people: "step-ca"
+	Names      NameSource
+	Repetition Repetition
+	// NoRevocation says that certificates are revoked at the CA by other means than this driver's Revoke.
+	NoRevocation bool
+	// Unsigned says that a public key without proof of possession is taken, as from a request with a null signature.
+	Unsigned bool
+}
+
+// Described is an Issuer that says what it can do; any other is a RepeatSame one with NamesBeside.
+type Described interface{ Traits() Traits }
+
+// TraitsOf returns what an issuer says of itself.
+func TraitsOf(issuer Issuer) Traits {
+	if d, ok := issuer.(Described); ok {
+		return d.Traits()
+	}
+	return Traits{}
+}
+
+// notIssued marks an error after which it is certain that the CA has issued nothing.
+type notIssued struct{ error }
+
+func (e notIssued) Unwrap() error { return e.error }
+
+// NotIssued marks an error after which it is certain that the CA has issued nothing, and will not: it was never reached, or it
+// said that it does not want to work now. The order may go to it again, or to another CA.
+func NotIssued(err error) error {
+	if err == nil {
+		return nil
+	}
+	return notIssued{err}
+}
+
+// IsNotIssued tells whether an error of Submit was marked by NotIssued.
+func IsNotIssued(err error) bool {
+	_, ok := errors.AsType[notIssued](err)
+	return ok
 }
 
 // Checker is an Issuer that cannot carry every order.

@@ -43,6 +43,8 @@ const (
 	OIDSKI          = "2.5.29.14"
 	OIDKeyUsage     = "2.5.29.15"
 	OIDEKU          = "2.5.29.37"
+	OIDSAN          = "2.5.29.17"
+	OIDSID          = "1.3.6.1.4.1.311.25.2" // [MS-WCCE] 2.2.2.7.7.4
 
 	OIDRSAEncryption = "1.2.840.113549.1.1.1"
 	OIDRSAESOAEP     = "1.2.840.113549.1.1.7"

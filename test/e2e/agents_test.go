@@ -113,6 +113,7 @@ func TestAnAgentWhoEnrolledIsTakenFromTheKRAContainerOnceAndNotAfterADismissal(t
 
 // The program, as an operator runs it: candidates, designation from the directory, health with its exit codes.
 func TestAgentsAreListedDesignatedAndWatchedByTheProgram(t *testing.T) {
+	unpublished(t)
 	_, offered := testpki.Agent(t, "Kra Five", time.Now().Add(-time.Hour), time.Now().AddDate(0, 0, 30))
 	kraObject(t, "another CA", offered.Raw)
 	w, path := world.Prepare(t, "")

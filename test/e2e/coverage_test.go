@@ -59,6 +59,7 @@ func run(t *testing.T, p *world.Process, want int, out any, args ...string) {
 
 // The program, as an operator runs it: what is archived, what was issued elsewhere and never archived, and what Prometheus sees.
 func TestCoverageAndVerificationByTheProgram(t *testing.T) {
+	unpublished(t)
 	alice, bob := userDN(t, "Alice Archer"), userDN(t, "Bob Baker")
 	old := ofAnotherCA(t, bob)
 	metrics := world.Env("LAB_GW_IP") + ":9464"

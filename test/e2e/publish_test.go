@@ -55,6 +55,32 @@ func has(t *testing.T, dn string, want ...[]byte) bool {
 	})
 }
 
+// unpublished empties what other tests, and what they started, have published in the domain: accounts' certificates, and the
+// certificates of recovery agents.
+func unpublished(t *testing.T) {
+	t.Helper()
+	admin := world.Admin(t)
+	find := func(base, filter string) []*ldap.Entry {
+		found, err := admin.Search(ldap.NewSearchRequest(base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, 0, 0, false, filter, []string{"1.1"}, nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found.Entries
+	}
+	for _, e := range find(world.Env("LAB_BASE_DN"), "(userCertificate=*)") {
+		m := ldap.NewModifyRequest(e.DN, nil)
+		m.Replace(userCertificate, nil)
+		if err := admin.Modify(m); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, e := range find("CN=KRA,"+pkiBase(), "(objectClass=msPKI-PrivateKeyRecoveryAgent)") {
+		if err := admin.Del(ldap.NewDelRequest(e.DN, nil)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // userDN is an account whose userCertificate is empty before and after the test.
 func userDN(t *testing.T, cn string) string {
 	t.Helper()

@@ -67,7 +67,7 @@ func TestTheCertificateIsWhatWasDecided(t *testing.T) {
 	ca := s.Issuer(t)
 	o := order(t, "1-aa", testpki.RSA(t, 2048), &x509.CertificateRequest{})
 	cert := submit(t, ca, o)
-	if err := upstream.Compare(o, cert); err != nil {
+	if err := upstream.Compare(o, cert, upstream.Tolerance{}); err != nil {
 		t.Error(err)
 	}
 	if !bytes.Equal(cert.RawSubject, o.Profile.Subject) || !cert.NotAfter.Equal(o.Profile.NotAfter) || !cert.NotBefore.Equal(o.Profile.NotBefore) {
@@ -90,7 +90,7 @@ func TestNamesInTheRequestAreIgnored(t *testing.T) {
 	ca := server.Start(t, stepca.Template).Issuer(t)
 	o := order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "Administrator"}, DNSNames: []string{"dc1.lab.test"},
 		EmailAddresses: []string{"root@lab.test"}})
-	if err := upstream.Compare(o, submit(t, ca, o)); err != nil {
+	if err := upstream.Compare(o, submit(t, ca, o), upstream.Tolerance{}); err != nil {
 		t.Error(err)
 	}
 }

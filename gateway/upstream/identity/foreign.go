@@ -36,7 +36,9 @@ type Options struct {
 	CA     string // name as the directory publishes it
 	Secret []byte // encrypts the key
 	Issuer upstream.Issuer
-	Now    func() time.Time
+	// Tolerance is in what the CA may differ from what was ordered.
+	Tolerance upstream.Tolerance
+	Now       func() time.Time
 }
 
 // foreign is the foreign CA itself, with certificates that it issued to the gateway.
@@ -181,7 +183,7 @@ func (f *foreign) issue(ctx context.Context, order upstream.Order) (*x509.Certif
 	case result.State != upstream.Issued:
 		return nil, errors.New("the CA lets the gateway's own certificate wait for somebody's approval; it has to issue it at once")
 	}
-	if err := upstream.Compare(order, result.Certificate); err != nil {
+	if err := upstream.Compare(order, result.Certificate, f.o.Tolerance); err != nil {
 		err = fmt.Errorf("the CA issued another certificate than ordered: %w", err)
 		return nil, errors.Join(err, f.o.Issuer.Revoke(ctx, result.Certificate.SerialNumber, 5))
 	}
