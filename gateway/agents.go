@@ -122,7 +122,7 @@ func (g *Gateway) judge(ctx context.Context, c *Candidate, der []byte) error {
 // issuedHere is the request that a certificate was issued for; nil where no CA of the gateway has signed it or the ledger does
 // not have it.
 func (g *Gateway) issuedHere(ctx context.Context, cert *x509.Certificate) (*ledger.Row, error) {
-	for _, ca := range g.CAs {
+	for _, ca := range g.signers {
 		row, err := g.Ledger.BySerial(ctx, ca.Name, ledger.SerialText(cert))
 		if errors.Is(err, ledger.ErrNotFound) {
 			continue
@@ -173,7 +173,7 @@ func (g *Gateway) AgentOf(ctx context.Context, text string) (*x509.Certificate, 
 }
 
 func (g *Gateway) requestOf(ctx context.Context, text string) (*ledger.Row, error) {
-	for _, ca := range g.CAs {
+	for _, ca := range g.signers {
 		row, err := g.Ledger.BySerial(ctx, ca.Name, text)
 		if !errors.Is(err, ledger.ErrNotFound) {
 			return row, err
