@@ -92,6 +92,32 @@ func (g *Gateway) chainFor(ca string, today []*x509.Certificate, cert *x509.Cert
 	return out
 }
 
+// issuers are the names of all CAs that certificates in the ledger are by: the configured ones, and those of which it was imported.
+func (g *Gateway) issuers() []string {
+	out := names(g.signers)
+	g.chains.mu.Lock()
+	defer g.chains.mu.Unlock()
+	for name := range g.chains.known {
+		if g.Signer(name) == nil {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// everyCertificateOf are the certificates that a CA has, or had.
+func (g *Gateway) everyCertificateOf(issuer string) []*x509.Certificate {
+	out := g.ChainOf(issuer)
+	g.chains.mu.Lock()
+	defer g.chains.mu.Unlock()
+	for _, c := range g.chains.known[issuer] {
+		if !slices.ContainsFunc(out, c.Equal) {
+			out = append(slices.Clip(out), c)
+		}
+	}
+	return out
+}
+
 // issuedBy looks at names before it spends time on a signature.
 func issuedBy(cert, issuer *x509.Certificate) bool {
 	return bytes.Equal(cert.RawIssuer, issuer.RawSubject) && cert.CheckSignatureFrom(issuer) == nil

@@ -45,8 +45,8 @@ func (g *Gateway) facts(ctx context.Context, r *wcce.Request) (*templates.Reques
 // ledger knows; what the certificate says about itself, and what other CAs may have revoked, counts for nothing.
 func (g *Gateway) proof(ctx context.Context, cert *x509.Certificate) (templates.Proof, error) {
 	p := templates.Proof{Certificate: cert, Distrust: errors.New("no CA of this gateway has issued it")}
-	for _, ca := range g.signers {
-		row, err := g.Ledger.BySerial(ctx, ca.Name, ledger.SerialText(cert))
+	for _, issuer := range g.issuers() {
+		row, err := g.Ledger.BySerial(ctx, issuer, ledger.SerialText(cert))
 		switch {
 		case errors.Is(err, ledger.ErrNotFound):
 			continue

@@ -23,7 +23,7 @@ const reasonHelp = "CRLReason of RFC 5280 5.3.1: 1 key compromise, 3 affiliation
 
 func (a *app) caCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "ca", Short: "Look at the CAs; make an embedded one; revoke certificates"}
-	cmd.AddCommand(a.caListCommand(), a.caTestCommand(), a.caCreateCommand(), a.caRevokeCommand(), a.caCRLCommand())
+	cmd.AddCommand(a.caListCommand(), a.caTestCommand(), a.caImportCommand(), a.caShadowCommand(), a.caCreateCommand(), a.caRevokeCommand(), a.caCRLCommand())
 	return cmd
 }
 

@@ -38,6 +38,7 @@ const (
 	OrderUncertain    Event = "order-uncertain" // nobody can tell whether the CA has issued
 	OrderSettled      Event = "order-settled"
 	CertIssued        Event = "certificate-issued"
+	CertsImported     Event = "certificates-imported"
 	CertRevoked       Event = "certificate-revoked"
 	LeaversConfirmed  Event = "leavers-confirmed" // by an operator, past the limits
 	KeyArchived       Event = "key-archived"

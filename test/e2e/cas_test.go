@@ -134,3 +134,50 @@ func TestCAsAreListedAndTriedByTheProgram(t *testing.T) {
 		t.Errorf("exit code %d\n%s", code, text)
 	}
 }
+
+// A Microsoft CA's database comes into the ledger, and its certificates count; before that the gateway says what it would have done.
+func TestADatabaseOfADCSIsComparedAndImported(t *testing.T) {
+	w, path := world.Prepare(t, "")
+	p := world.NewProcess(t, w, path)
+	p.Start(t)
+	client := w.Client(t, "alice")
+	good := enrolled(t, client, "LabUserAuth")
+	issuing, err := os.ReadFile(world.Env("LAB_ISSUING_CA_PEM"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, foreign := testpki.Agent(t, "foreign", time.Now(), time.Now().AddDate(1, 0, 0))
+	row := func(id int, requester, template string, der []byte) string {
+		return fmt.Sprintf(`"%d","20 -- Issued","%s","%s","-----BEGIN CERTIFICATE-----%s%s%s-----END CERTIFICATE-----%[4]s"`, id, requester, template, "\r\n", b64(der), "\r\n")
+	}
+	export := filepath.Join(w.Dir(), "export.csv")
+	text := strings.Join([]string{`"Issued Request ID","Request Disposition","Requester Name","Certificate Template","Binary Certificate"`,
+		row(1, `LAB\alice`, "LabUserAuth", good.Raw), row(2, `LAB\nobody`, "LabUserAuth", foreign.Raw), `"3","31 -- Denied","LAB\bob","LabUserAuth","EMPTY"`}, "\r\n")
+	if err := os.WriteFile(export, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var compared struct {
+		Requests []gateway.Shadow
+		Summary  map[string]int
+	}
+	run(t, p, 6, &compared, "ca", "shadow", export, "--all")
+	if len(compared.Requests) != 2 || compared.Requests[0].Outcome != gateway.ShadowSame || compared.Requests[1].Outcome != gateway.ShadowRefused || compared.Summary["without a certificate"] != 1 {
+		t.Errorf("%+v", compared)
+	}
+	var done gateway.ADCSImport
+	chain := filepath.Join(w.Dir(), "old.pem")
+	if err := os.WriteFile(chain, issuing, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i, imported := range []int{1, 0} { // twice
+		run(t, p, 0, &done, "ca", "import-adcs", export, "--ca", "Old CA", "--certificates", chain)
+		if done.Imported != imported || done.Known != i || done.Without != 1 || len(done.Foreign) != 1 {
+			t.Errorf("%+v", done)
+		}
+	}
+	var rows []ledger.Row
+	run(t, p, 0, &rows, "requests", "list")
+	if len(rows) != 2 || rows[0].Issuer != "Old CA" || rows[0].SubjectSID != rows[1].SubjectSID || rows[0].Template != "LabUserAuth" || rows[0].State != ledger.Issued {
+		t.Errorf("%+v", rows)
+	}
+}
