@@ -106,6 +106,9 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 	if err := g.loadChains(ctx); err != nil {
 		return nil, err
 	}
+	if err := g.takeShared(ctx); err != nil {
+		return nil, err
+	}
 	secret, err := readOrCreateSecret(cfg)
 	if err != nil {
 		return nil, err
@@ -129,6 +132,9 @@ func New(ctx context.Context, cfg *config.Config, log *logrus.Logger) (g *Gatewa
 		if c.IsPublished() {
 			g.CAs = append(g.CAs, ca)
 		}
+	}
+	if err := g.giveShared(ctx); err != nil {
+		return nil, err
 	}
 	own, err := DirectoryConfig(cfg)
 	if err != nil {

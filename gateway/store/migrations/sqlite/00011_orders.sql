@@ -21,3 +21,9 @@ CREATE TABLE ca_certificates (
     seen         INTEGER NOT NULL, -- Unix milliseconds: first
     PRIMARY KEY (ca, fingerprint)
 );
+
+-- Files that gateways on one database share, encrypted with their secret: the first one's count.
+CREATE TABLE shared_files (
+    name         TEXT PRIMARY KEY,
+    content      BLOB NOT NULL
+);
