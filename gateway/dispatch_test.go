@@ -165,12 +165,17 @@ func newDesk(t testing.TB, db *store.DB, now func() time.Time, cas ...*fakeCA) *
 	return &desk{g, cas, deskKey()}
 }
 
-// request records a request as Enroll does, and sends it; false: the gateway was killed.
-func (d *desk) request(t testing.TB, n int, route []string) (alive bool) {
+// row is a request that policy allows.
+func (d *desk) row(t testing.TB, n int, route []string) *ledger.Row {
 	order := contract.WindowsOrder(t, "", d.key)
 	order.Profile.Subject = []byte{0x30, 0x0d, 0x31, 0x0b, 0x30, 0x09, 0x06, 0x03, 0x55, 0x04, 0x03, 0x13, 0x02, byte('a' + n/26), byte('a' + n%26)}
-	row := &ledger.Row{State: ledger.Open, Caller: "alice", CallerSID: "S-1-5-21-1-2-3-1000", SubjectSID: "S-1-5-21-1-2-3-1000", Template: "T", CA: "CA0", Issuer: route[0], Route: route,
+	return &ledger.Row{State: ledger.Open, Caller: "alice", CallerSID: "S-1-5-21-1-2-3-1000", SubjectSID: "S-1-5-21-1-2-3-1000", Template: "T", CA: "CA0", Issuer: route[0], Route: route,
 		Transport: "test", Fingerprint: []byte(fmt.Sprint("request ", n)), CSR: order.CSR, Profile: order.Profile}
+}
+
+// request records a request as Enroll does, and sends it; false: the gateway was killed.
+func (d *desk) request(t testing.TB, n int, route []string) (alive bool) {
+	row := d.row(t, n, route)
 	return survives(func() {
 		if err := d.begin(context.Background(), row, nil); err != nil {
 			t.Fatal(err)
