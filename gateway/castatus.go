@@ -80,6 +80,12 @@ func (g *Gateway) CAStatus(ctx context.Context) ([]CAStatus, error) {
 		s.Advice = g.caAdvice(ca, chain, &s)
 		out = append(out, s)
 	}
+	for _, q := range queues {
+		if g.Signer(q.Issuer) == nil {
+			out = append(out, CAStatus{Name: q.Issuer, State: "not configured", Waiting: q.Waiting, InDoubt: q.Doubt, Oldest: q.Oldest,
+				Advice: []string{"requests wait for it: put it back into the configuration, with published: false where no new ones shall go to it"}})
+		}
+	}
 	g.caStatus.Store(&out)
 	return out, nil
 }

@@ -32,7 +32,7 @@ func (g *Gateway) takeOver(ctx context.Context, ca *CA, row *ledger.Row) (*Reply
 func (g *Gateway) claimed(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
 	reply, err := g.issue(ctx, ca, row, false)
 	if err != nil {
-		err = errors.Join(err, g.Ledger.Release(context.WithoutCancel(ctx), row.ID))
+		err = errors.Join(err, g.Ledger.Release(context.WithoutCancel(ctx), row.ID, g.now().Add(jitter(firstPoll))))
 	}
 	return reply, err
 }

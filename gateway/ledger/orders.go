@@ -183,10 +183,10 @@ func (l *Ledger) ClaimDue(ctx context.Context, issuer string, void time.Time, li
 	return out, err
 }
 
-// Release gives a claim back: the request is as it was, for whoever comes next.
-func (l *Ledger) Release(ctx context.Context, id int64) error {
+// Release gives a claim back: the request is as it was, for whoever comes next, from due on.
+func (l *Ledger) Release(ctx context.Context, id int64, due time.Time) error {
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.Exec("UPDATE requests SET claimed = 0 WHERE id = ?", id); err != nil {
+		if _, err := tx.Exec("UPDATE requests SET claimed = 0, due = ? WHERE id = ? AND "+unfinished, milli(due), id); err != nil {
 			return fmt.Errorf("ledger: request %d: %w", id, err)
 		}
 		return nil
