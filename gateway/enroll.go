@@ -43,6 +43,7 @@ type Reply struct {
 	Message     string
 	Certificate *x509.Certificate // nil while pending
 	Full        []byte            // CMC full response
+	RetryAfter  time.Duration     // while pending: when asking again is worth it; 0 where a person decides
 }
 
 // Enroll takes one request through the whole journey. An error is what the client is told; the ledger has the request
@@ -323,6 +324,7 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 func (g *Gateway) finished(ctx context.Context, row *ledger.Row, result ledger.Result) {
 	row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
 	if result.State == ledger.Waiting {
+		row.Due, row.Doubt = result.Due, result.Doubt
 		return
 	}
 	if result.Certificate != nil {
@@ -435,6 +437,9 @@ func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 		response.RequestID, response.Received = strconv.FormatInt(row.ID, 10), row.Created
 		if row.Created.IsZero() {
 			response.Received = g.now()
+		}
+		if row.State == ledger.Waiting && row.Doubt == "" {
+			r.RetryAfter = max(row.Due.Sub(g.now()), firstPoll)
 		}
 	default:
 		return nil, &Refusal{RequestID: row.ID, Err: hresult.New(row.HResult, "%s", row.Message)}

@@ -337,7 +337,7 @@ func TestALostAnswerIsFoundWithTheSameCertificate(t *testing.T) {
 	der, key := world.Request(t, "LabUserSMIME", alice.Exchange(t))
 	s.Proxy.LoseAnswers(1)
 	reply, err := alice.Submit(t, der)
-	if err != nil || !reply.Pending {
+	if err != nil || !reply.Pending || reply.RetryAfter == 0 {
 		t.Fatalf("%+v, %v", reply, err)
 	}
 	for range 100 { // the gateway asks again by itself
