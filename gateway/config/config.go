@@ -110,6 +110,16 @@ type CA struct {
 	Identity string  `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
 	Local    LocalCA `yaml:"local"`
 	StepCA   StepCA  `yaml:"step_ca"`
+	Vault    Vault   `yaml:"vault"`
+
+	Tolerate Tolerate `yaml:"tolerate"`
+}
+
+// Tolerate are extensions, by OID, in which a CA may follow its own profile; see upstream.Tolerance.
+type Tolerate struct {
+	Missing []string `yaml:"missing"`
+	Added   []string `yaml:"added"`
+	Changed []string `yaml:"changed"`
 }
 
 // The enrollment identities: whose key signs exchange certificates and responses.
@@ -243,6 +253,7 @@ func (c *Config) resolve(dir string) {
 		l := &c.CAs[i].Local
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
+		paths = append(paths, c.CAs[i].Vault.paths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -297,8 +308,10 @@ func (c *Config) Check() []string {
 			need(ca.StepCA.Timeout >= 0, "cas[%d].step_ca.timeout: %s is negative", i, ca.StepCA.Timeout)
 			identity := ca.EnrollmentIdentity()
 			need(identity == IdentityOwn || identity == IdentityUpstream, "cas[%d].identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", i, ca.Identity)
+		case "vault":
+			ca.Vault.check(fmt.Sprintf("cas[%d].vault", i), need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {
