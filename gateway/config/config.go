@@ -111,6 +111,7 @@ type CA struct {
 	Local    LocalCA `yaml:"local"`
 	StepCA   StepCA  `yaml:"step_ca"`
 	Vault    Vault   `yaml:"vault"`
+	EST      EST     `yaml:"est"`
 
 	Tolerate Tolerate `yaml:"tolerate"`
 }
@@ -254,6 +255,7 @@ func (c *Config) resolve(dir string) {
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 		paths = append(paths, c.CAs[i].Vault.paths()...)
+		paths = append(paths, c.CAs[i].EST.paths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -310,8 +312,10 @@ func (c *Config) Check() []string {
 			need(identity == IdentityOwn || identity == IdentityUpstream, "cas[%d].identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", i, ca.Identity)
 		case "vault":
 			ca.Vault.check(fmt.Sprintf("cas[%d].vault", i), need)
+		case "est":
+			ca.EST.check(fmt.Sprintf("cas[%d].est", i), need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault, est", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {

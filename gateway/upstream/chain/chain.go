@@ -95,6 +95,13 @@ func (k *Keeper) Get(ctx context.Context) ([]*x509.Certificate, error) {
 	return nil, fmt.Errorf("CA %q: its chain: %w", k.o.CA, err)
 }
 
+// Known is the chain that Get returned last, or that was saved, without asking; nil where there is none.
+func (k *Keeper) Known() []*x509.Certificate {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.chain
+}
+
 // Check refuses a certificate that is not signed by the CA. Its issuer is looked for among above, which the CA has sent with it in any
 // order, and in the known chain, and must chain to a pinned root. The certificate's own times, names and usages are not looked at: that is
 // what upstream.Compare is for.
