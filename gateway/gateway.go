@@ -240,6 +240,12 @@ func (g *Gateway) openCA(ctx context.Context, c config.CA, secret []byte) (*CA, 
 			return nil, err
 		}
 		ca = &CA{Name: c.Name, Issuer: issuer, Tolerance: upstream.Tolerance(c.Tolerate)}
+	case "ejbca":
+		issuer, err := g.openEJBCA(c, secret)
+		if err != nil {
+			return nil, err
+		}
+		ca = &CA{Name: c.Name, Issuer: issuer, Tolerance: upstream.Tolerance(c.Tolerate)}
 	default:
 		return g.openLocalCA(c, secret)
 	}

@@ -112,6 +112,7 @@ type CA struct {
 	StepCA   StepCA  `yaml:"step_ca"`
 	Vault    Vault   `yaml:"vault"`
 	EST      EST     `yaml:"est"`
+	EJBCA    EJBCA   `yaml:"ejbca"`
 
 	Tolerate Tolerate `yaml:"tolerate"`
 }
@@ -256,6 +257,7 @@ func (c *Config) resolve(dir string) {
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 		paths = append(paths, c.CAs[i].Vault.paths()...)
 		paths = append(paths, c.CAs[i].EST.paths()...)
+		paths = append(paths, c.CAs[i].EJBCA.paths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -314,8 +316,10 @@ func (c *Config) Check() []string {
 			ca.Vault.check(fmt.Sprintf("cas[%d].vault", i), need)
 		case "est":
 			ca.EST.check(fmt.Sprintf("cas[%d].est", i), need)
+		case "ejbca":
+			ca.EJBCA.check(fmt.Sprintf("cas[%d].ejbca", i), need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault, est", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault, est, ejbca", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {

@@ -23,9 +23,8 @@ import (
 type finder struct {
 	one sync.Mutex // held while looking: who comes second finds what the first has learned
 
-	mu    sync.Mutex             // guards keys and since
-	keys  map[string]fingerprint // by serial number, as Vault writes it
-	since map[string]time.Time   // orders whose answer was lost: no request was under way before, as far as is known
+	mu   sync.Mutex             // guards keys
+	keys map[string]fingerprint // by serial number, as Vault writes it
 }
 
 // fingerprint is the beginning of the SHA-256 of a SubjectPublicKeyInfo. It need not withstand anybody: what it finds is compared.
@@ -37,39 +36,7 @@ func fingerprintOf(spki []byte) fingerprint {
 }
 
 func newFinder() *finder {
-	return &finder{keys: map[string]fingerprint{}, since: map[string]time.Time{}}
-}
-
-// maxLost bounds for how many orders it is remembered when they were lost; a forgotten one waits anew.
-const maxLost = 10_000
-
-// lost notes that an order may be under way to Vault up to now.
-func (f *finder) lost(id string, now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.since) >= maxLost {
-		clear(f.since)
-	}
-	f.since[id] = now
-}
-
-// waiting is for how long from now an order may still be under way. The first time that anybody asks for an order that another instance
-// has submitted it counts from then.
-func (f *finder) waiting(id string, settled time.Duration, now time.Time) time.Duration {
-	f.mu.Lock()
-	since, ok := f.since[id]
-	f.mu.Unlock()
-	if !ok {
-		f.lost(id, now)
-		return settled
-	}
-	return settled - now.Sub(since)
-}
-
-func (f *finder) settled(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.since, id)
+	return &finder{keys: map[string]fingerprint{}}
 }
 
 // Find looks for the order's certificate among those that Vault has stored.
@@ -112,13 +79,13 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		return fail(err)
 	}
 	if r.State != 0 {
-		ca.found.settled(order.ID)
+		ca.lost.Done(order.ID)
 		return r, nil
 	}
-	if wait := ca.found.waiting(order.ID, ca.o.Settled, ca.o.Now()); wait > 0 {
+	if wait := ca.lost.Wait(order.ID); wait > 0 {
 		return fail(fmt.Errorf("it is not there, and the request may still be under way; certain in %s", wait.Round(time.Second)))
 	}
-	ca.found.settled(order.ID)
+	ca.lost.Done(order.ID)
 	return upstream.Result{State: upstream.Unknown}, nil
 }
 

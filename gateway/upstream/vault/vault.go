@@ -39,6 +39,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
+	"github.com/enrollgate/enrollgate/gateway/upstream/settle"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
@@ -63,7 +64,7 @@ type Options struct {
 	Tolerance upstream.Tolerance
 	ChainFile string        // keeps the CA's chain for when it cannot be asked; "" keeps it in memory only
 	Timeout   time.Duration // of one HTTP request; default 15 s
-	// Settled is how long after a lost answer no request can be under way to Vault any more; default 5 minutes. Vault itself gives
+	// Settled is how long after a lost answer no request can be under way to Vault any more; default settle.Default. Vault itself gives
 	// a request up after 90 seconds (default_max_request_duration).
 	Settled time.Duration
 	Now     func() time.Time
@@ -84,6 +85,7 @@ type CA struct {
 	chain *chain.Keeper
 	mold  *mold
 	found *finder
+	lost  *settle.Orders
 
 	mu   sync.Mutex // guards role, read
 	role *role
@@ -106,9 +108,6 @@ func New(o Options) (*CA, error) {
 			return nil, fmt.Errorf("CA %q: %s %q is not a name that Vault takes", o.Name, what, s)
 		}
 	}
-	if o.Settled == 0 {
-		o.Settled = 5 * time.Minute
-	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -120,7 +119,7 @@ func New(o Options) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{o: o, web: client, auth: &session{web: client, o: o}, found: newFinder()}
+	ca := &CA{o: o, web: client, auth: &session{web: client, o: o}, found: newFinder(), lost: settle.New(o.Settled, o.Now)}
 	if ca.mold, err = newMold(); err != nil {
 		return nil, err
 	}
@@ -205,7 +204,7 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	}
 	cert, err := ca.checked(ctx, answer.Certificate, append([]string{answer.IssuingCA}, answer.Chain...))
 	if err != nil {
-		ca.found.lost(order.ID, ca.o.Now())
+		ca.lost.Lost(order.ID)
 		return upstream.Result{}, fmt.Errorf("CA %q: %w", ca.o.Name, err)
 	}
 	return upstream.Result{State: upstream.Issued, Certificate: cert, Token: serialText(cert.SerialNumber)}, nil
@@ -274,7 +273,7 @@ func (ca *CA) failed(order upstream.Order, err error) (upstream.Result, error) {
 		}
 	}
 	if !upstream.IsNotIssued(err) {
-		ca.found.lost(order.ID, ca.o.Now())
+		ca.lost.Lost(order.ID)
 		return upstream.Result{}, wrapped
 	}
 	return upstream.Result{}, upstream.NotIssued(wrapped)
