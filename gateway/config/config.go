@@ -106,10 +106,11 @@ type Lint struct {
 // CA is one certification authority, by the name under which the directory publishes it.
 type CA struct {
 	Name     string  `yaml:"name"`
-	Driver   string  `yaml:"driver"`   // local (default) or step-ca
+	Driver   string  `yaml:"driver"`   // local (default), step-ca, cmp
 	Identity string  `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
 	Local    LocalCA `yaml:"local"`
 	StepCA   StepCA  `yaml:"step_ca"`
+	CMP      CMP     `yaml:"cmp"`
 }
 
 // The enrollment identities: whose key signs exchange certificates and responses.
@@ -243,6 +244,7 @@ func (c *Config) resolve(dir string) {
 		l := &c.CAs[i].Local
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
+		paths = append(paths, c.CAs[i].CMP.paths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -297,8 +299,11 @@ func (c *Config) Check() []string {
 			need(ca.StepCA.Timeout >= 0, "cas[%d].step_ca.timeout: %s is negative", i, ca.StepCA.Timeout)
 			identity := ca.EnrollmentIdentity()
 			need(identity == IdentityOwn || identity == IdentityUpstream, "cas[%d].identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", i, ca.Identity)
+		case "cmp":
+			ca.CMP.check(fmt.Sprintf("cas[%d].cmp", i), need)
+			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {

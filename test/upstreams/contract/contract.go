@@ -13,8 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -167,14 +165,11 @@ func issuesWhatWasDecided(t *testing.T, s *Subject) {
 	if got := s.Issued(t); len(got) != 1 || got[0] != cert.SerialNumber.Text(16) {
 		t.Errorf("the CA says that it issued %q; here is %s", got, cert.SerialNumber.Text(16))
 	}
-	root, leaf := chain[len(chain)-1], &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}
-	var between []byte
+	args := []string{"verify", "-partial_chain", "-CAfile", testpki.PEM(t, "CERTIFICATE", chain[len(chain)-1].Raw)}
 	for _, c := range chain[:len(chain)-1] {
-		between = append(between, testpki.PEM(t, "CERTIFICATE", c.Raw)...)
+		args = append(args, "-untrusted", testpki.PEM(t, "CERTIFICATE", c.Raw))
 	}
-	dir := t.TempDir()
-	out, err := testpki.OpenSSL(t, pem.EncodeToMemory(leaf), "verify", "-CAfile", write(t, dir, "root", testpki.PEM(t, "CERTIFICATE", root.Raw)),
-		"-untrusted", write(t, dir, "between", string(between)), "-partial_chain")
+	out, err := testpki.OpenSSL(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), args...)
 	if err != nil {
 		t.Errorf("openssl verify: %v\n%s", err, out)
 	}
@@ -341,13 +336,4 @@ func troubles(t *testing.T, s *Subject) {
 		t.Errorf("503 leaves it open whether the CA has issued: %v", err)
 	}
 	issue(t, s, s.Order(t, "9-cc", testpki.RSA(t, 2048))) // it recovers
-}
-
-func write(t testing.TB, dir, name, text string) string {
-	t.Helper()
-	file := filepath.Join(dir, name)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }
