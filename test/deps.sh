@@ -26,3 +26,8 @@ go version >/dev/null || { echo "Go cannot be used: install version $(sed -n 's/
 
 # The lab has no network: every module must be here before.
 go mod download
+
+# CAs that the drivers are tried on.
+for server in scepserver; do
+  test/upstreams/build.sh "$server" >/dev/null
+done

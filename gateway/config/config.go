@@ -106,11 +106,12 @@ type Lint struct {
 // CA is one certification authority, by the name under which the directory publishes it.
 type CA struct {
 	Name     string  `yaml:"name"`
-	Driver   string  `yaml:"driver"`   // local (default), step-ca, cmp, adcs
+	Driver   string  `yaml:"driver"`   // local (default), step-ca, cmp, scep, adcs
 	Identity string  `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
 	Local    LocalCA `yaml:"local"`
 	StepCA   StepCA  `yaml:"step_ca"`
 	CMP      CMP     `yaml:"cmp"`
+	SCEP     SCEP    `yaml:"scep"`
 	ADCS     ADCS    `yaml:"adcs"`
 }
 
@@ -246,6 +247,7 @@ func (c *Config) resolve(dir string) {
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 		paths = append(paths, c.CAs[i].CMP.paths()...)
+		paths = append(paths, c.CAs[i].SCEP.paths()...)
 		paths = append(paths, c.CAs[i].ADCS.paths()...)
 	}
 	for i := range c.Audit.Witnesses {
@@ -307,8 +309,11 @@ func (c *Config) Check() []string {
 		case "adcs":
 			ca.ADCS.check(fmt.Sprintf("cas[%d].adcs", i), need)
 			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
+		case "scep":
+			ca.SCEP.check(fmt.Sprintf("cas[%d].scep", i), need)
+			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp, adcs", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp, adcs, scep", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {
