@@ -28,6 +28,6 @@ go version >/dev/null || { echo "Go cannot be used: install version $(sed -n 's/
 go mod download
 
 # CAs that the drivers are tried on.
-for server in scepserver; do
+for server in scepserver pebbleserver; do
   test/upstreams/build.sh "$server" >/dev/null
 done
