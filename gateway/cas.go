@@ -5,9 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"fmt"
-	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -85,6 +83,20 @@ func (g *Gateway) openIssuer(c config.CA, ca *CA, secret []byte) (issuer upstrea
 		return ca.Local.Issuer(), nil
 	case "step-ca":
 		return g.openStepCA(c)
+	case "vault":
+		return g.openVault(c)
+	case "est":
+		return g.openEST(c)
+	case "ejbca":
+		return g.openEJBCA(c, secret)
+	case "cmp":
+		return g.openCMP(c)
+	case "adcs":
+		return g.openADCS(c)
+	case "scep":
+		return g.openSCEP(c)
+	case "acme":
+		return g.openACME(c)
 	}
 	return nil, fmt.Errorf("CA %q: there is no driver %q", c.Name, ca.Driver)
 }
@@ -105,7 +117,7 @@ func (g *Gateway) openStepCA(c config.CA) (upstream.Issuer, error) {
 	}
 	defer clear(password)
 	return stepca.New(stepca.Options{Name: c.Name, URL: c.StepCA.URL, Roots: roots, Provisioner: c.StepCA.Provisioner, Key: key, Password: password,
-		ChainFile: filepath.Join(g.Config.Data, "chain-"+url.PathEscape(c.Name)+".pem"), Timeout: c.StepCA.Timeout, Now: g.now})
+		ChainFile: g.chainFile(c.Name), Timeout: c.StepCA.Timeout, Now: g.now})
 }
 
 // openLocalCA loads the embedded CA.

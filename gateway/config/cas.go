@@ -3,6 +3,7 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -15,7 +16,7 @@ import (
 // CA is one certification authority, by the name under which the directory publishes it.
 type CA struct {
 	Name   string `yaml:"name"`
-	Driver string `yaml:"driver"` // local (default), or one of drivers
+	Driver string `yaml:"driver"` // local (default), or another of drivers
 	// Published is false for a CA that the directory does not publish: only routes lead to it.
 	Published *bool    `yaml:"published"`
 	Identity  string   `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
@@ -24,10 +25,28 @@ type CA struct {
 
 	Local  LocalCA `yaml:"local"`
 	StepCA StepCA  `yaml:"step_ca"`
+	Vault  Vault   `yaml:"vault"`
+	EST    EST     `yaml:"est"`
+	CMP    CMP     `yaml:"cmp"`
+	EJBCA  EJBCA   `yaml:"ejbca"`
+	ADCS   ADCS    `yaml:"adcs"`
+	SCEP   SCEP    `yaml:"scep"`
+	ACME   ACME    `yaml:"acme"`
 }
 
-// drivers are what there is to speak to a CA.
-var drivers = []string{"local", "step-ca"}
+// driver is a block of the configuration for one kind of CA.
+type driver interface {
+	// check says what is wrong with the block at path.
+	check(path string, need func(bool, string, ...any))
+	// paths are the file names in it.
+	paths() []*string
+}
+
+// drivers are the blocks, by the name of the driver that they are for.
+func (c *CA) drivers() map[string]driver {
+	return map[string]driver{"local": &c.Local, "step-ca": &c.StepCA, "vault": &c.Vault, "est": &c.EST, "cmp": &c.CMP, "ejbca": &c.EJBCA, "adcs": &c.ADCS,
+		"scep": &c.SCEP, "acme": &c.ACME}
+}
 
 // DriverName is Driver with its default.
 func (c CA) DriverName() string { return cmp.Or(c.Driver, "local") }
@@ -35,10 +54,12 @@ func (c CA) DriverName() string { return cmp.Or(c.Driver, "local") }
 // IsPublished is Published with its default.
 func (c CA) IsPublished() bool { return c.Published == nil || *c.Published }
 
-// paths are the file names in the block.
-func (c *CA) paths() []*string {
-	l, s := &c.Local, &c.StepCA
-	return []*string{&l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File}
+// paths are all file names.
+func (c *CA) paths() (out []*string) {
+	for _, d := range c.drivers() {
+		out = append(out, d.paths()...)
+	}
+	return out
 }
 
 // Limits are how much a CA is asked; values of 0 are defaults, which package limit has.
@@ -145,14 +166,11 @@ func (c *CA) check(path string, need func(bool, string, ...any)) {
 	} else {
 		need(identity == IdentityOwn || identity == IdentityUpstream, "%s.identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", path, c.Identity)
 	}
-	switch c.DriverName() {
-	case "local":
-		need(c.Local.Certificate != "" && c.Local.Key != "", "%s.local: certificate and key are needed", path)
-		need(c.Local.Passphrase.Set() || pkcs11.IsURI(c.Local.Key), "%s.local.passphrase: missing (file or env); the CA key is kept encrypted", path)
-	case "step-ca":
-		c.StepCA.check(path+".step_ca", need)
-	default:
-		need(false, "%s.driver: %q is unknown; there are: %s", path, c.Driver, strings.Join(drivers, ", "))
+	all := c.drivers()
+	if d, ok := all[c.DriverName()]; ok {
+		d.check(path+"."+strings.ReplaceAll(c.DriverName(), "-", "_"), need)
+	} else {
+		need(false, "%s.driver: %q is unknown; there are: %s", path, c.Driver, strings.Join(slices.Sorted(maps.Keys(all)), ", "))
 	}
 	l := c.Limits
 	need(l.Rate >= 0 && l.Burst >= 0 && l.Concurrent >= 0 && l.Timeout >= 0 && l.Queue >= 0 && l.Failures >= 0 && l.Pause >= 0, "%s.limits: a value is negative", path)
@@ -167,6 +185,15 @@ const (
 	maxCall  = 30 * time.Second
 	maxQueue = 10 * time.Second
 )
+
+func (l *LocalCA) paths() []*string { return []*string{&l.Certificate, &l.Key, &l.Passphrase.File} }
+
+func (l *LocalCA) check(path string, need func(bool, string, ...any)) {
+	need(l.Certificate != "" && l.Key != "", "%s: certificate and key are needed", path)
+	need(l.Passphrase.Set() || pkcs11.IsURI(l.Key), "%s.passphrase: missing (file or env); the CA key is kept encrypted", path)
+}
+
+func (s *StepCA) paths() []*string { return []*string{&s.Root, &s.Key, &s.Password.File} }
 
 func (s *StepCA) check(path string, need func(bool, string, ...any)) {
 	u, err := url.Parse(s.URL)
