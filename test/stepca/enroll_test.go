@@ -30,6 +30,7 @@ import (
 	"github.com/enrollgate/enrollgate/test/inlab"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -335,7 +336,7 @@ func TestALostAnswerIsFoundWithTheSameCertificate(t *testing.T) {
 	s := server.Start(t, stepca.Template)
 	alice := gateway(t, s, "own").Client(t, "alice")
 	der, key := world.Request(t, "LabUserSMIME", alice.Exchange(t))
-	s.Proxy.LoseAnswers(1)
+	s.Proxy.Make(proxy.Lost, 1, server.IsSign)
 	reply, err := alice.Submit(t, der)
 	if err != nil || !reply.Pending || reply.RetryAfter == 0 {
 		t.Fatalf("%+v, %v", reply, err)
