@@ -246,6 +246,12 @@ func (g *Gateway) openCA(ctx context.Context, c config.CA, secret []byte) (*CA, 
 			return nil, err
 		}
 		ca = &CA{Name: c.Name, Issuer: issuer, Tolerance: upstream.Tolerance(c.Tolerate)}
+	case "hvca":
+		issuer, err := g.openHVCA(c)
+		if err != nil {
+			return nil, err
+		}
+		ca = &CA{Name: c.Name, Issuer: issuer, Tolerance: upstream.Tolerance(c.Tolerate)}
 	default:
 		return g.openLocalCA(c, secret)
 	}

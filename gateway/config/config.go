@@ -113,6 +113,7 @@ type CA struct {
 	Vault    Vault   `yaml:"vault"`
 	EST      EST     `yaml:"est"`
 	EJBCA    EJBCA   `yaml:"ejbca"`
+	HVCA     HVCA    `yaml:"hvca"`
 
 	Tolerate Tolerate `yaml:"tolerate"`
 }
@@ -258,6 +259,7 @@ func (c *Config) resolve(dir string) {
 		paths = append(paths, c.CAs[i].Vault.paths()...)
 		paths = append(paths, c.CAs[i].EST.paths()...)
 		paths = append(paths, c.CAs[i].EJBCA.paths()...)
+		paths = append(paths, c.CAs[i].HVCA.paths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -318,8 +320,10 @@ func (c *Config) Check() []string {
 			ca.EST.check(fmt.Sprintf("cas[%d].est", i), need)
 		case "ejbca":
 			ca.EJBCA.check(fmt.Sprintf("cas[%d].ejbca", i), need)
+		case "hvca":
+			ca.HVCA.check(fmt.Sprintf("cas[%d].hvca", i), need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault, est, ejbca", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, vault, est, ejbca, hvca", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {

@@ -89,17 +89,26 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 	return upstream.Result{State: upstream.Unknown}, nil
 }
 
-// pick chooses the order's certificate among those with its key. The same key may have other certificates, of other orders: what was
-// decided, or at least the second when it ends, is this order's alone.
+// pick chooses the order's certificate among those with its key. The same key may have certificates of other orders: the second when it
+// ends is this order's, because the request says it. Where the issuer ends sooner it ends with the issuer.
 func (ca *CA) pick(ctx context.Context, order upstream.Order, serials []string) (upstream.Result, error) {
 	var result upstream.Result
+	ends := order.Profile.NotAfter
+	if len(serials) > 0 {
+		above, err := ca.chain.Get(ctx)
+		if err != nil {
+			return upstream.Result{}, err
+		}
+		if above[0].NotAfter.Before(ends) {
+			ends = above[0].NotAfter
+		}
+	}
 	for _, s := range serials {
 		c, err := ca.stored(ctx, s)
 		if err != nil {
 			return upstream.Result{}, err
 		}
-		ends := order.Profile.NotAfter.UTC().Truncate(time.Second)
-		if c == nil || !c.cert.NotAfter.Equal(ends) && (!c.cert.NotAfter.Before(ends) || upstream.Compare(order, c.cert, ca.o.Tolerance) != nil) {
+		if c == nil || c.cert.NotAfter.Unix() != ends.Unix() {
 			continue
 		}
 		if c.revoked {

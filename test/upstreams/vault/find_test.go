@@ -111,11 +111,13 @@ func TestTheCertificateOfAnotherOrderIsNotFound(t *testing.T) {
 	if err != nil || r.State != upstream.Issued {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	second := contract.WindowsOrder(t, "2-bb", key)
-	second.Profile.NotAfter = first.Profile.NotAfter.Add(-time.Hour)
-	_, _ = ca.Find(background, second, "")
-	if got, err := ca.Find(background, second, ""); err != nil || got.State != upstream.Unknown {
-		t.Errorf("%+v, %v", got, err)
+	for id, later := range map[string]time.Duration{"2-bb": -time.Hour, "3-cc": time.Second} {
+		second := contract.WindowsOrder(t, id, key)
+		second.Profile.NotAfter = first.Profile.NotAfter.Add(later)
+		_, _ = ca.Find(background, second, "")
+		if got, err := ca.Find(background, second, ""); err != nil || got.State != upstream.Unknown {
+			t.Errorf("%+v, %v", got, err)
+		}
 	}
 	for _, token := range []string{"", r.Token, "../../sys/seal", "ff:ff"} {
 		if got, err := ca.Find(background, first, token); err != nil || got.State != upstream.Issued || !got.Certificate.Equal(r.Certificate) {
