@@ -160,6 +160,9 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	if err := ca.Check(order); err != nil {
 		return upstream.Result{State: upstream.Refused, Reason: err.Error()}, nil
 	}
+	if err := ca.chain.Ready(ctx); err != nil {
+		return upstream.Result{}, err
+	}
 	user, err := ca.username(order)
 	if err != nil {
 		return upstream.Result{}, upstream.NotIssued(ca.wrap(err))

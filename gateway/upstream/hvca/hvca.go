@@ -119,6 +119,9 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	if err := ca.Check(order); err != nil {
 		return upstream.Result{State: upstream.Refused, Reason: err.Error()}, nil
 	}
+	if err := ca.chain.Ready(ctx); err != nil {
+		return upstream.Result{}, err
+	}
 	body, err := ca.body(ctx, order)
 	if err != nil {
 		return upstream.Result{}, upstream.NotIssued(fmt.Errorf("CA %q: %w", ca.o.Name, err))

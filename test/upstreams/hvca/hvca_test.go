@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net/http"
@@ -254,6 +256,7 @@ func TestLogins(t *testing.T) {
 		"a wrong secret":        func(o *hvca.Options) { o.APISecret = func() ([]byte, error) { return []byte("0000000000000"), nil } },
 		"a secret that is gone": func(o *hvca.Options) { o.APISecret = func() ([]byte, error) { return nil, io.ErrUnexpectedEOF } },
 		"no client certificate": func(o *hvca.Options) { o.TLS = s.a.Client(t, "") },
+		"another root":          func(o *hvca.Options) { o.Roots = []*x509.Certificate{authority.New(t).Root} },
 		"another server":        func(o *hvca.Options) { o.TLS = authority.New(t).Client(t, "gateway") },
 		"another address":       func(o *hvca.Options) { o.URL = strings.TrimSuffix(o.URL, "/v2") },
 	} {
@@ -287,6 +290,9 @@ func hostile(t *testing.T, location, body string) {
 			_, _ = io.WriteString(w, `{"access_token": "t"}`)
 		case strings.HasSuffix(r.URL.Path, "/validationpolicy"):
 			_, _ = io.WriteString(w, `{"public_key": {"key_format": "PKCS10"}}`)
+		case strings.HasSuffix(r.URL.Path, "/trustchain"):
+			text, _ := json.Marshal([]string{string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Issuing.Raw}))})
+			_, _ = w.Write(text)
 		case submits(r):
 			w.Header().Set("Location", location)
 			w.WriteHeader(http.StatusCreated)
