@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 packages="samba samba-ad-provision samba-dsdb-modules python3-samba krb5-user ldap-utils openssl iproute2 util-linux
           curl ca-certificates python3-gssapi gcc libc6-dev strace postgresql
-          softhsm2 opensc libnss3-tools gpgsm gpg-agent age default-jre-headless prometheus"
+          krb5-kdc krb5-admin-server softhsm2 opensc libnss3-tools gpgsm gpg-agent age default-jre-headless prometheus"
 
 # Debian's Go fetches the version that go.mod asks for by itself, if it is 1.21 or newer.
 command -v go >/dev/null || packages="$packages golang-go"
@@ -26,3 +26,8 @@ go version >/dev/null || { echo "Go cannot be used: install version $(sed -n 's/
 
 # The lab has no network: every module must be here before.
 go mod download
+
+# CAs that the drivers are tried on.
+for server in scepserver pebbleserver; do
+  test/upstreams/build.sh "$server" >/dev/null
+done

@@ -17,7 +17,7 @@ func CarriedByCSR(order Order, ignore []string) error {
 	if err != nil {
 		return err
 	}
-	if !sameName(csr.RawSubject, order.Profile.Subject) {
+	if !SameName(csr.RawSubject, order.Profile.Subject) {
 		return fmt.Errorf("the CA takes the subject from the request, which says %q; decided is %q", dn.Show(csr.RawSubject), order.Profile.SubjectText)
 	}
 	requested := map[string][]byte{}

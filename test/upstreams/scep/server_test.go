@@ -1,0 +1,134 @@
+package scep
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/upstream/scep"
+	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
+)
+
+// server is micromdm's SCEP server, in ../scepserver, and its depot.
+type server struct {
+	t       testing.TB
+	dir     string
+	root    *x509.Certificate
+	issuing *x509.Certificate
+	rootKey crypto.Signer
+	ra      *x509.Certificate
+	raKey   *rsa.PrivateKey
+	proxy   *proxy.Proxy
+}
+
+func binary(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command("../build.sh", "scepserver", "-n").Output()
+	if err == nil {
+		return string(bytes.TrimSpace(out))
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("the SCEP server is missing: run test/upstreams/build.sh scepserver where there is a network: %v", err)
+	}
+	t.Skip("needs the SCEP server: run test/upstreams/build.sh scepserver where there is a network")
+	return ""
+}
+
+func start(t testing.TB, mode ...string) *server {
+	t.Helper()
+	program := binary(t)
+	s := &server{t: t, dir: t.TempDir()}
+	rootKey, key := testpki.RSA(t, 2048), testpki.RSA(t, 2048)
+	s.rootKey, s.raKey = rootKey, testpki.RSA(t, 2048)
+	s.root = sign(t, authority("SCEP Root"), nil, rootKey.Public(), rootKey)
+	s.issuing = sign(t, authority("SCEP Issuing CA"), s.root, key.Public(), rootKey)
+	s.ra = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "enrollgate"}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment}, s.root, s.raKey.Public(), rootKey)
+	for name, block := range map[string]*pem.Block{"ca.pem": {Type: "CERTIFICATE", Bytes: s.issuing.Raw}, "ca.key": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), pem.EncodeToMemory(block), 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	portFile := filepath.Join(t.TempDir(), "port")
+	cmd := exec.Command(program, append([]string{s.dir, portFile}, mode...)...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("the SCEP server says:\n%s", &log)
+		}
+	})
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if address, err := os.ReadFile(portFile); err == nil {
+			s.proxy = proxy.Start(t, "http://"+string(address), nil, &http.Transport{})
+			return s
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the SCEP server does not start")
+		}
+	}
+}
+
+func (s *server) options() scep.Options {
+	return scep.Options{Name: "SCEP", URL: s.proxy.URL + "/scep", Roots: []*x509.Certificate{s.root}, Certificate: s.ra, Key: s.raKey, Now: time.Now}
+}
+
+func (s *server) driver(o scep.Options) *scep.CA {
+	s.t.Helper()
+	d, err := scep.New(o)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return d
+}
+
+// list reads the depot's index, which is as OpenSSL's.
+func (s *server) list(t testing.TB) (out []string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, "index.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Split(line, "\t"); len(fields) > 3 {
+			n, _ := new(big.Int).SetString(fields[3], 16)
+			out = append(out, n.Text(16))
+		}
+	}
+	return out
+}
+
+func authority(name string) *x509.Certificate {
+	return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+}
+
+// sign makes a certificate; by itself where parent is nil.
+func sign(t testing.TB, template, parent *x509.Certificate, key crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
+	t.Helper()
+	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), time.Now().AddDate(5, 0, 0)
+	if parent == nil {
+		parent = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testpki.Cert(t, der)
+}
