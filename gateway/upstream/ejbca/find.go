@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
@@ -28,10 +27,10 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		case ok && errNumber == nil:
 			r, err = ca.approved(ctx, order, user, id)
 		case ca.o.FromRequest:
-			if wait := ca.lost.Wait(order.ID); wait > 0 {
-				err = fmt.Errorf("EJBCA has no certificate for the order, and the request may still be under way; certain in %s", wait.Round(time.Second))
+			r = upstream.Result{State: upstream.Unknown}
+			if ca.lost.Wait(order.ID) > 0 { // it may still be under way
+				return upstream.Result{State: upstream.Pending, Token: token}, nil
 			}
-			r.State = upstream.Unknown
 		default:
 			r, err = ca.unsent(ctx, user)
 		}

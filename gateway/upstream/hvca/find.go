@@ -73,8 +73,8 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		ca.lost.Done(order.ID)
 		return r, nil
 	}
-	if wait := ca.lost.Wait(order.ID); wait > 0 {
-		return fail(fmt.Errorf("the certificate is not in the list of what was issued; it is looked for again for %s", wait.Round(time.Second)))
+	if ca.lost.Wait(order.ID) > 0 { // it may still be under way, or on its way into the list
+		return upstream.Result{State: upstream.Pending}, nil
 	}
 	what := "has not issued, as far as it says"
 	if !all {

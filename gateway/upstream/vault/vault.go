@@ -13,7 +13,7 @@
 //
 // Vault has no name for an order that it would recognize. What became of a lost answer is found by looking for the public key in all
 // certificates that are stored, of which those looked at before are remembered. Where there is none Vault may still be working on the
-// order; only when no request can be under way any more, after Settled, the order may be submitted again. Where Vault stores more
+// order, which is pending then; only when no request can be under way any more, after Settled, the order may be submitted again. Where Vault stores more
 // certificates than its list can tell at once, nobody can tell.
 //
 // Vault does not take a reason for a revocation.
