@@ -113,18 +113,11 @@ func (g *Gateway) testRow(e *Explanation, signer *CA, actor string) (*ledger.Row
 	if err != nil {
 		return nil, err
 	}
-	csr := &x509.CertificateRequest{}
+	contents := templates.CertificateProfile{} // as Windows sends it
 	if upstream.TraitsOf(signer.Issuer).Names == upstream.NamesInCSR {
-		csr.RawSubject = profile.Subject
-		for _, d := range profile.Extensions {
-			x, err := d.X509()
-			if err != nil {
-				return nil, err
-			}
-			csr.ExtraExtensions = append(csr.ExtraExtensions, x)
-		}
+		contents = profile
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, csr, key)
+	der, err := upstream.NewCSR(contents, key)
 	if err != nil {
 		return nil, err
 	}
