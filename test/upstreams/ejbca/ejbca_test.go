@@ -289,6 +289,9 @@ func TestHostileAnswers(t *testing.T) {
 				if err == nil || upstream.IsNotIssued(err) != (status == 302) {
 					t.Errorf("%d: %+v, %v", status, r, err)
 				}
+				if r, err := ca.Find(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048)), ""); err == nil {
+					t.Errorf("%d: found %+v", status, r)
+				}
 			})
 		}
 	}
