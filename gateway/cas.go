@@ -89,6 +89,8 @@ func (g *Gateway) openIssuer(c config.CA, ca *CA, secret []byte) (issuer upstrea
 		return g.openEST(c)
 	case "ejbca":
 		return g.openEJBCA(c, secret)
+	case "hvca":
+		return g.openHVCA(c)
 	case "cmp":
 		return g.openCMP(c)
 	case "adcs":

@@ -7,6 +7,9 @@ bad=$(gofmt -l $(git ls-files '*.go'))
 [ -z "$bad" ] || { echo "gofmt would change:" $bad; exit 1; }
 go vet ./...
 go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+for module in test/upstreams/*/go.mod; do
+  (cd "$(dirname "$module")" && go vet ./... && go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...)
+done
 before=$(cat go.mod go.sum | sha256sum)
 go mod tidy
 [ "$before" = "$(cat go.mod go.sum | sha256sum)" ] || { echo "go mod tidy changes go.mod or go.sum"; exit 1; }

@@ -29,6 +29,7 @@ type CA struct {
 	EST    EST     `yaml:"est"`
 	CMP    CMP     `yaml:"cmp"`
 	EJBCA  EJBCA   `yaml:"ejbca"`
+	HVCA   HVCA    `yaml:"hvca"`
 	ADCS   ADCS    `yaml:"adcs"`
 	SCEP   SCEP    `yaml:"scep"`
 	ACME   ACME    `yaml:"acme"`
@@ -44,7 +45,7 @@ type driver interface {
 
 // drivers are the blocks, by the name of the driver that they are for.
 func (c *CA) drivers() map[string]driver {
-	return map[string]driver{"local": &c.Local, "step-ca": &c.StepCA, "vault": &c.Vault, "est": &c.EST, "cmp": &c.CMP, "ejbca": &c.EJBCA, "adcs": &c.ADCS,
+	return map[string]driver{"local": &c.Local, "step-ca": &c.StepCA, "vault": &c.Vault, "est": &c.EST, "cmp": &c.CMP, "ejbca": &c.EJBCA, "hvca": &c.HVCA, "adcs": &c.ADCS,
 		"scep": &c.SCEP, "acme": &c.ACME}
 }
 

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/upstream"
 )
 
 // Options configure a Keeper.
@@ -100,6 +102,13 @@ func (k *Keeper) Known() []*x509.Certificate {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.chain
+}
+
+// Ready makes sure that the chain is known and leads to a pinned root, before the CA is asked for a certificate that could not be checked
+// otherwise. Its error is marked: nothing was issued.
+func (k *Keeper) Ready(ctx context.Context) error {
+	_, err := k.Get(ctx)
+	return upstream.NotIssued(err)
 }
 
 // Check refuses a certificate that is not signed by the CA. Its issuer is looked for among above, which the CA has sent with it in any

@@ -9,7 +9,7 @@
 //
 // What an end entity is called is derived from the order, and the certificates of an end entity can be searched: that is how a lost answer
 // is settled. The certificate profile has to store certificates. After a lost pkcs10enroll EJBCA may still be working on the order while
-// nothing is found; it may be submitted again only when no request can be under way any more.
+// nothing is found: it is pending then, and may be submitted again only when no request can be under way any more.
 //
 // Key usage, extended key usage and policies are the certificate profile's; they are compared with the decision when the certificate comes.
 // EJBCA puts the attributes of a subject in an order of its own, from the most general (the profile's LDAP DN order switched off) or from
@@ -159,6 +159,9 @@ func (ca *CA) password(username string) string {
 func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result, error) {
 	if err := ca.Check(order); err != nil {
 		return upstream.Result{State: upstream.Refused, Reason: err.Error()}, nil
+	}
+	if err := ca.chain.Ready(ctx); err != nil {
+		return upstream.Result{}, err
 	}
 	user, err := ca.username(order)
 	if err != nil {

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
@@ -28,10 +27,10 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		case ok && errNumber == nil:
 			r, err = ca.approved(ctx, order, user, id)
 		case ca.o.FromRequest:
-			if wait := ca.lost.Wait(order.ID); wait > 0 {
-				err = fmt.Errorf("EJBCA has no certificate for the order, and the request may still be under way; certain in %s", wait.Round(time.Second))
+			r = upstream.Result{State: upstream.Unknown}
+			if ca.lost.Wait(order.ID) > 0 { // it may still be under way
+				return upstream.Result{State: upstream.Pending, Token: token}, nil
 			}
-			r.State = upstream.Unknown
 		default:
 			r, err = ca.unsent(ctx, user)
 		}
@@ -79,14 +78,21 @@ func (ca *CA) approved(ctx context.Context, order upstream.Order, user string, i
 	return ca.answered(ctx, order, a)
 }
 
+// errNoResult is an answer to a search that is none: that nothing is found must be said.
+var errNoResult = errors.New("the answer of EJBCA is not the result of a search")
+
 // search looks for a certificate of the end entity with the order's key. State is 0 where there is none.
 func (ca *CA) search(ctx context.Context, order upstream.Order, user string) (upstream.Result, error) {
 	var answer struct {
 		Certificates []certificateAnswer `json:"certificates"`
+		More         *bool               `json:"more_results"`
 	}
 	err := ca.web.JSON(ctx, product, web.Request{Path: "/v1/certificate/search"}, map[string]any{"max_number_of_results": 10, "criteria": equal(user)}, &answer, describe)
 	if err != nil {
 		return upstream.Result{}, unmarked(fmt.Errorf("look for the certificate: %w", err))
+	}
+	if answer.More == nil && answer.Certificates == nil {
+		return upstream.Result{}, errNoResult
 	}
 	for _, c := range answer.Certificates {
 		cert, _, err := c.read()
@@ -111,10 +117,14 @@ func (ca *CA) entityStatus(ctx context.Context, user string) (string, error) {
 			Username string `json:"username"`
 			Status   string `json:"status"`
 		} `json:"end_entities"`
+		More *bool `json:"more_results"`
 	}
 	err := ca.web.JSON(ctx, product, web.Request{Path: "/v1/endentity/search"}, map[string]any{"max_number_of_results": 10, "criteria": equal(user)}, &answer, describe)
 	if err != nil {
 		return "", unmarked(err)
+	}
+	if answer.More == nil && answer.Entities == nil {
+		return "", errNoResult
 	}
 	for _, e := range answer.Entities {
 		if e.Username == user {

@@ -116,6 +116,9 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	if err := ca.Check(order); err != nil {
 		return upstream.Result{State: upstream.Refused, Reason: err.Error()}, nil
 	}
+	if err := ca.chain.Ready(ctx); err != nil {
+		return upstream.Result{}, err
+	}
 	r, err := ca.enroll(ctx, order)
 	if err != nil {
 		err = ca.wrap(err)
@@ -145,6 +148,9 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 			ca.o.Name, order.Profile.SubjectText)}, nil
 	case ca.o.Now().Unix() < seconds:
 		return upstream.Result{State: upstream.Pending, Token: token}, nil
+	}
+	if err := ca.chain.Ready(ctx); err != nil {
+		return upstream.Result{}, err
 	}
 	r, err := ca.enroll(ctx, order)
 	if err != nil && !upstream.IsNotIssued(err) {

@@ -47,18 +47,23 @@ func (s *session) get(ctx context.Context) (string, error) {
 	return s.token, nil
 }
 
-// drop forgets a token that Vault has refused, and tells whether another one may be had.
-func (s *session) drop(token string) bool {
+// drop forgets a token that Vault has refused, if Vault does not know it any more, and tells whether another one may be had. One that Vault
+// knows has a policy that does not suffice: no login makes that good.
+func (s *session) drop(ctx context.Context, token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.o.AppRole == nil {
+		text, err := s.o.Token()
+		return err == nil && strings.TrimSpace(string(text)) != token // an agent has written a new one
+	}
 	if s.token == token {
-		s.token, s.given = "", ""
+		var answer any
+		if s.ask(ctx, http.MethodGet, "/v1/auth/token/lookup-self", nil, &answer) == nil {
+			return false
+		}
+		s.token = ""
 	}
-	if s.o.AppRole != nil {
-		return true
-	}
-	text, err := s.o.Token()
-	return err == nil && strings.TrimSpace(string(text)) != token // an agent has written a new one
+	return true
 }
 
 // readGiven takes the configured token, and asks for how long it lives when it has changed.

@@ -60,8 +60,12 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		return upstream.Result{State: upstream.Uncertain, Reason: fmt.Sprintf("Vault has stored more certificates than it can list in one answer, so that it is not known whether it has issued "+
 			"the one for this order: look among the certificates of the mount %s for %q, valid until %s", ca.o.Mount, order.Profile.SubjectText, order.Profile.NotAfter.UTC().Format(time.RFC3339))}, nil
 	}
+	learned := 0
 	if err == nil {
-		err = ca.look(ctx, serials)
+		learned, err = ca.look(ctx, serials)
+	}
+	if learned > 0 && ctx.Err() != nil { // the next time goes on where this one has ended
+		return upstream.Result{State: upstream.Pending, Token: token}, nil
 	}
 	if err != nil {
 		return fail(err)
@@ -82,24 +86,33 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		ca.lost.Done(order.ID)
 		return r, nil
 	}
-	if wait := ca.lost.Wait(order.ID); wait > 0 {
-		return fail(fmt.Errorf("it is not there, and the request may still be under way; certain in %s", wait.Round(time.Second)))
+	if ca.lost.Wait(order.ID) > 0 {
+		return upstream.Result{State: upstream.Pending, Token: token}, nil
 	}
 	ca.lost.Done(order.ID)
 	return upstream.Result{State: upstream.Unknown}, nil
 }
 
-// pick chooses the order's certificate among those with its key. The same key may have other certificates, of other orders: what was
-// decided, or at least the second when it ends, is this order's alone.
+// pick chooses the order's certificate among those with its key. The same key may have certificates of other orders: the second when it
+// ends is this order's, because the request says it. Where the issuer ends sooner it ends with the issuer.
 func (ca *CA) pick(ctx context.Context, order upstream.Order, serials []string) (upstream.Result, error) {
 	var result upstream.Result
+	ends := order.Profile.NotAfter
+	if len(serials) > 0 {
+		above, err := ca.chain.Get(ctx)
+		if err != nil {
+			return upstream.Result{}, err
+		}
+		if above[0].NotAfter.Before(ends) {
+			ends = above[0].NotAfter
+		}
+	}
 	for _, s := range serials {
 		c, err := ca.stored(ctx, s)
 		if err != nil {
 			return upstream.Result{}, err
 		}
-		ends := order.Profile.NotAfter.UTC().Truncate(time.Second)
-		if c == nil || !c.cert.NotAfter.Equal(ends) && (!c.cert.NotAfter.Before(ends) || upstream.Compare(order, c.cert, ca.o.Tolerance) != nil) {
+		if c == nil || c.cert.NotAfter.Unix() != ends.Unix() {
 			continue
 		}
 		if c.revoked {
@@ -122,11 +135,14 @@ func (ca *CA) list(ctx context.Context) ([]string, error) {
 		Keys []string `json:"keys"`
 	}
 	err := ca.call(ctx, http.MethodGet, "/v1/"+ca.o.Mount+"/certs?list=true", nil, &answer)
-	if web.Status(err) == http.StatusNotFound { // an empty list
+	e, ok := errors.AsType[*web.StatusError](err)
+	switch {
+	case ok && e.Status == http.StatusNotFound && e.Message == http.StatusText(e.Status): // an empty list: without words, unlike a mount that is not there
 		return nil, nil
-	}
-	if web.Status(err) == http.StatusForbidden {
-		err = fmt.Errorf("%w; the policy of the token needs list on %s/certs", err, ca.o.Mount)
+	case ok && e.Status == http.StatusForbidden:
+		return nil, fmt.Errorf("%w; the policy of the token needs list on %s/certs", err, ca.o.Mount)
+	case err == nil && len(answer.Keys) == 0:
+		return nil, errors.New("the list of certificates is neither empty nor has certificates")
 	}
 	for _, s := range answer.Keys {
 		if !serialPattern.MatchString(s) {
@@ -139,8 +155,9 @@ func (ca *CA) list(ctx context.Context) ([]string, error) {
 // workers is how many certificates are fetched at a time.
 const workers = 8
 
-// look fetches the certificates that were not looked at before. What it has learned when the context ends is kept for the next time.
-func (ca *CA) look(ctx context.Context, serials []string) error {
+// look fetches the certificates that were not looked at before, and tells how many it has learned. What it has learned when the context
+// ends is kept for the next time.
+func (ca *CA) look(ctx context.Context, serials []string) (int, error) {
 	var todo []string
 	known := map[string]fingerprint{}
 	ca.found.mu.Lock()
@@ -169,12 +186,13 @@ func (ca *CA) look(ctx context.Context, serials []string) error {
 		})
 	}
 	all.Wait()
+	ca.found.mu.Lock()
+	defer ca.found.mu.Unlock()
+	learned := len(ca.found.keys) - (len(serials) - len(todo))
 	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
-		ca.found.mu.Lock()
-		defer ca.found.mu.Unlock()
-		return fmt.Errorf("%d of %d stored certificates are looked at: %w", len(ca.found.keys), len(serials), errs[i])
+		return learned, fmt.Errorf("%d of %d stored certificates are looked at: %w", len(ca.found.keys), len(serials), errs[i])
 	}
-	return nil
+	return learned, nil
 }
 
 type storedCertificate struct {
@@ -189,7 +207,7 @@ func (ca *CA) stored(ctx context.Context, serial string) (*storedCertificate, er
 		Revoked     int64  `json:"revocation_time"`
 	}
 	err := ca.call(ctx, http.MethodGet, "/v1/"+ca.o.Mount+"/cert/"+strings.ReplaceAll(serial, ":", "-"), nil, &answer)
-	if web.Status(err) == http.StatusNotFound || err == nil && answer.Certificate == "" {
+	if web.Status(err) == http.StatusNotFound {
 		return nil, nil
 	}
 	if err != nil {

@@ -6,10 +6,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"fmt"
 	"math/big"
 	"slices"
-	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -33,10 +31,7 @@ func newMold() (*mold, error) {
 
 // compare makes the certificate and compares it with the decision.
 func (m *mold) compare(order upstream.Order, template *x509.Certificate, t upstream.Tolerance) error {
-	template.SerialNumber, template.NotBefore = big.NewInt(1), order.Profile.NotBefore
-	if template.NotAfter.IsZero() {
-		template.NotAfter = order.Profile.NotAfter
-	}
+	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(1), order.Profile.NotBefore, order.Profile.NotAfter
 	der, err := x509.CreateCertificate(rand.Reader, template, m.issuer, order.PublicKey, m.key)
 	if err != nil {
 		return err
@@ -87,11 +82,6 @@ func (m *mold) byRole(order upstream.Order, b *request, r *role, t upstream.Tole
 			break
 		}
 		template.Policies = append(template.Policies, oid)
-	}
-	if r.NotAfter != "" {
-		if template.NotAfter, err = time.Parse(time.RFC3339, r.NotAfter); err != nil {
-			return fmt.Errorf("its not_after is no time: %w", err)
-		}
 	}
 	if len(b.others) > 0 {
 		// With other names Vault writes the extension itself, and never as a critical one.

@@ -67,6 +67,8 @@ func (ca *CA) readRole(ctx context.Context) (*role, error) {
 		return nil, fmt.Errorf("the role %q takes names from requests, whatever was decided: set use_csr_common_name=false and use_csr_sans=false on it", ca.o.Role)
 	case r.NoStore:
 		return nil, fmt.Errorf("the role %q does not store what it signs, so that it could be neither found nor revoked: set no_store=false on it", ca.o.Role)
+	case r.NotAfter != "" && !ca.o.Verbatim:
+		return nil, fmt.Errorf("the role %q has an end of its own for all certificates, whatever was decided: set not_after=\"\" on it", ca.o.Role)
 	case r.GenerateLease:
 		return nil, fmt.Errorf("the role %q revokes certificates when the gateway's token ends: set generate_lease=false on it", ca.o.Role)
 	}

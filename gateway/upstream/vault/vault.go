@@ -1,4 +1,5 @@
-// Package vault issues through the PKI secrets engine of HashiCorp Vault, or of OpenBao, which has the same API.
+// Package vault issues through the PKI secrets engine of HashiCorp Vault, or of OpenBao, which has the same calls but is not part of the
+// tests.
 //
 // There are two ways to sign, of which the administrator chooses one. With a role (/sign/:role) the common name, the serial number
 // attribute and the alternative names travel beside the request, and the role says everything else: the rest of the subject, key usage,
@@ -12,7 +13,7 @@
 //
 // Vault has no name for an order that it would recognize. What became of a lost answer is found by looking for the public key in all
 // certificates that are stored, of which those looked at before are remembered. Where there is none Vault may still be working on the
-// order; only when no request can be under way any more, after Settled, the order may be submitted again. Where Vault stores more
+// order, which is pending then; only when no request can be under way any more, after Settled, the order may be submitted again. Where Vault stores more
 // certificates than its list can tell at once, nobody can tell.
 //
 // Vault does not take a reason for a revocation.
@@ -187,6 +188,9 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	if err := ca.Check(order); err != nil {
 		return upstream.Result{State: upstream.Refused, Reason: err.Error()}, nil
 	}
+	if err := ca.chain.Ready(ctx); err != nil {
+		return upstream.Result{}, err
+	}
 	body, refusal, err := ca.body(ctx, order)
 	if err != nil {
 		return upstream.Result{}, upstream.NotIssued(fmt.Errorf("CA %q: %w", ca.o.Name, err))
@@ -266,7 +270,9 @@ func (ca *CA) failed(order upstream.Order, err error) (upstream.Result, error) {
 				break
 			}
 			return upstream.Result{State: upstream.Refused, Reason: e.Message}, nil
-		case http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusPreconditionFailed, http.StatusTooManyRequests:
+		case http.StatusForbidden:
+			return upstream.Result{}, upstream.NotIssued(fmt.Errorf("%w; the policy of the token needs update on %s", wrapped, strings.TrimPrefix(ca.signPath(), "/v1/")))
+		case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusPreconditionFailed, http.StatusTooManyRequests:
 			return upstream.Result{}, upstream.NotIssued(wrapped)
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 			return upstream.Result{}, upstream.NotIssued(fmt.Errorf("%w; it is a standby node that forwards nothing: configure the address of the active one", wrapped))
@@ -360,7 +366,7 @@ func (ca *CA) call(ctx context.Context, method, path string, in, out any) error 
 		}
 		err = ca.web.JSON(ctx, product, web.Request{Method: method, Path: path, Header: http.Header{"X-Vault-Token": {token}}}, in, &answer, describe)
 		switch {
-		case web.Status(err) == http.StatusForbidden && !again && ca.auth.drop(token):
+		case web.Status(err) == http.StatusForbidden && !again && ca.auth.drop(ctx, token):
 			continue
 		case err != nil:
 			return err

@@ -187,7 +187,7 @@ func (c *Client) JSON(ctx context.Context, product string, r Request, in, out an
 	if !a.OK() {
 		return a.Fail(product, describe(a.Body))
 	}
-	if out == nil {
+	if out == nil || a.Status == http.StatusNoContent {
 		return nil
 	}
 	if err := json.Unmarshal(a.Body, out); err != nil {

@@ -226,8 +226,8 @@ func TestALostRequestSettles(t *testing.T) {
 	opts.FromRequest, opts.Now = true, func() time.Time { return now.Add(time.Duration(ahead.Load())) }
 	ca := issuer(t, opts)
 	o := contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048))
-	if r, err := ca.Find(background, o, ""); err == nil {
-		t.Fatalf("it may be under way: %+v", r)
+	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Pending {
+		t.Fatalf("it may be under way: %+v, %v", r, err)
 	}
 	ahead.Store(int64(6 * time.Minute))
 	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Unknown {
@@ -239,6 +239,7 @@ func TestWhoIsNotLetIn(t *testing.T) {
 	for name, change := range map[string]func(*server, *ejbca.Options){
 		"no role":               func(s *server, _ *ejbca.Options) { s.forbidden = true },
 		"another profile":       func(_ *server, o *ejbca.Options) { o.CertificateProfile = "None" },
+		"another root":          func(_ *server, o *ejbca.Options) { o.Roots = []*x509.Certificate{authority.New(t).Root} },
 		"another server":        func(_ *server, o *ejbca.Options) { o.TLS = authority.New(t).Client(t, "gateway") },
 		"another address":       func(_ *server, o *ejbca.Options) { o.URL += "/elsewhere" },
 		"no client certificate": func(s *server, o *ejbca.Options) { o.TLS = s.a.Client(t, "") },
@@ -267,8 +268,13 @@ func TestHostileAnswers(t *testing.T) {
 		for _, status := range []int{200, 201, 202, 500, 302} {
 			t.Run(name, func(t *testing.T) {
 				a := authority.New(t)
+				good := &server{t: t, a: a}
 				s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if strings.HasSuffix(r.URL.Path, "/endentity") {
+					switch {
+					case strings.HasSuffix(r.URL.Path, "/endentity"):
+						return
+					case r.Method == http.MethodGet:
+						good.ServeHTTP(w, r)
 						return
 					}
 					w.WriteHeader(status)
@@ -277,11 +283,14 @@ func TestHostileAnswers(t *testing.T) {
 				s.TLS = a.Server(t, false)
 				s.StartTLS()
 				defer s.Close()
-				ca := issuer(t, ejbca.Options{Name: "EJBCA", URL: s.URL, TLS: a.Client(t, ""), Roots: []*x509.Certificate{a.Root}, CA: "Mail CA", CertificateProfile: "Mail",
+				ca := issuer(t, ejbca.Options{Name: "EJBCA", URL: s.URL + "/ejbca/ejbca-rest-api", TLS: a.Client(t, ""), Roots: []*x509.Certificate{a.Root}, CA: "Mail CA", CertificateProfile: "Mail",
 					EndEntityProfile: "Users", Extensions: []string{wcce.OIDTemplateName, wcce.OIDSID}, Secret: []byte("0123456789abcdef")})
 				r, err := ca.Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048)))
 				if err == nil || upstream.IsNotIssued(err) != (status == 302) {
 					t.Errorf("%d: %+v, %v", status, r, err)
+				}
+				if r, err := ca.Find(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048)), ""); err == nil {
+					t.Errorf("%d: found %+v", status, r)
 				}
 			})
 		}

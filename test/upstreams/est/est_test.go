@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -26,6 +28,7 @@ import (
 	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
+	"github.com/fullsailor/pkcs7"
 )
 
 var background = context.Background()
@@ -217,6 +220,7 @@ func TestWhoIsNotLetIn(t *testing.T) {
 		"a file that is gone":   func(o *est.Options) { o.Password = func() ([]byte, error) { return nil, os.ErrNotExist } },
 		"no client certificate": func(o *est.Options) { o.TLS = s.a.Client(t, "") },
 		"a stranger":            func(o *est.Options) { c := authority.New(t).Client(t, "gateway"); c.RootCAs = o.TLS.RootCAs; o.TLS = c },
+		"another root":          func(o *est.Options) { o.Roots = []*x509.Certificate{authority.New(t).Root} },
 		"another server":        func(o *est.Options) { o.TLS = authority.New(t).Client(t, "gateway") },
 		"another label":         func(o *est.Options) { o.Label = "nothing" },
 		"another address":       func(o *est.Options) { o.URL += "/elsewhere" },
@@ -278,7 +282,16 @@ func TestHostileAnswers(t *testing.T) {
 		"an empty SignedData": {"application/pkcs7-mime; smime-type=certs-only", "MCMGCSqGSIb3DQEHAqAWMBQCAQExADALBgkqhkiG9w0BBwGgADEA", 200},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasSuffix(r.URL.Path, "/cacerts") {
+					list, err := pkcs7.DegenerateCertificate(append(slices.Clone(a.Root.Raw), a.Issuing.Raw...))
+					if err != nil {
+						t.Error(err)
+					}
+					w.Header().Set("Content-Type", "application/pkcs7-mime")
+					_, _ = io.WriteString(w, base64.StdEncoding.EncodeToString(list))
+					return
+				}
 				w.Header().Set("Content-Type", answer.kind)
 				w.WriteHeader(answer.status)
 				_, _ = io.WriteString(w, answer.body)

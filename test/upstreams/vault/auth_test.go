@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"crypto/x509"
 	"errors"
 	"net/http"
 	"strings"
@@ -45,6 +46,13 @@ func TestATokenThatVaultDoesNotKnow(t *testing.T) {
 	if err := submits(t, s.issuer(), "4-dd"); !upstream.IsNotIssued(err) {
 		t.Errorf("no file: %v", err)
 	}
+	s.o.Token = func() ([]byte, error) { return []byte("root"), nil }
+	good := s.o.Roots
+	s.o.Roots = []*x509.Certificate{s.tls.Root}
+	if err := submits(t, s.issuer(), "6-ff"); !upstream.IsNotIssued(err) || len(s.stored()) != 1 {
+		t.Errorf("another root: %v", err)
+	}
+	s.o.Roots = good
 	s.o.Token, s.o.Namespace = func() ([]byte, error) { return []byte("root"), nil }, "elsewhere/"
 	if err := submits(t, s.issuer(), "5-ee"); !upstream.IsNotIssued(err) {
 		t.Errorf("another namespace: %v", err)
@@ -98,6 +106,29 @@ func TestAnAppRoleLogsInAndRenews(t *testing.T) {
 	s.o.AppRole = &wrong
 	if err := submits(t, s.issuer(), "6-ff"); !upstream.IsNotIssued(err) || strings.Contains(err.Error(), "0000-secret") {
 		t.Errorf("a wrong secret ID: %v", err)
+	}
+}
+
+// A token whose policy does not suffice is not the login's fault: a login may be counted (secret_id_num_uses).
+func TestAPolicyThatDoesNotSufficeIsNotLoggedInAgain(t *testing.T) {
+	s := start(t)
+	roleID, secretID := s.appRole(map[string]any{"secret_id_num_uses": 1})
+	var logins atomic.Int64
+	s.o.Token = nil
+	s.o.AppRole = &vault.AppRole{RoleID: roleID, SecretID: func() ([]byte, error) { logins.Add(1); return []byte(secretID), nil }}
+	ca := s.issuer()
+	if err := submits(t, ca, "1-aa"); err != nil {
+		t.Fatal(err)
+	}
+	s.post("test/deny", map[string]any{"path": "pki/sign/mail"})
+	for _, id := range []string{"2-bb", "3-cc"} {
+		if err := submits(t, ca, id); !upstream.IsNotIssued(err) || !strings.Contains(err.Error(), "needs update on pki/sign/mail") {
+			t.Errorf("%v", err)
+		}
+	}
+	s.post("test/deny", map[string]any{"path": ""})
+	if err := submits(t, ca, "4-dd"); err != nil || logins.Load() != 1 {
+		t.Errorf("%v, %d logins", err, logins.Load())
 	}
 }
 

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
@@ -62,12 +63,11 @@ func TestAnOrderThatNeverArrived(t *testing.T) {
 	s.o.Settled, s.o.Now = 5*time.Minute, func() time.Time { return now.Add(time.Duration(ahead.Load())) }
 	ca := s.issuer()
 	o := contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))
-	if _, err := ca.Find(background, o, ""); err == nil || !strings.Contains(err.Error(), "under way") {
-		t.Fatalf("%v", err)
-	}
-	ahead.Store(int64(4 * time.Minute))
-	if _, err := ca.Find(background, o, ""); err == nil {
-		t.Fatal("it may still be under way")
+	for _, minutes := range []time.Duration{0, 4} {
+		ahead.Store(int64(minutes * time.Minute))
+		if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Pending {
+			t.Fatalf("it may still be under way: %+v, %v", r, err)
+		}
 	}
 	ahead.Store(int64(6 * time.Minute))
 	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Unknown {
@@ -75,6 +75,18 @@ func TestAnOrderThatNeverArrived(t *testing.T) {
 	}
 	if r, err := ca.Submit(background, o); err != nil || r.State != upstream.Issued {
 		t.Fatalf("%+v, %v", r, err)
+	}
+}
+
+// A mount that is not there has no certificates, and says nothing about the order.
+func TestAMountThatIsNotThereTellsNothing(t *testing.T) {
+	s := start(t)
+	s.o.Settled, s.o.Mount, s.o.Verbatim, s.o.Role = time.Nanosecond, "elsewhere", true, ""
+	ca := s.issuer()
+	for range 2 {
+		if r, err := ca.Find(background, contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048)), ""); err == nil {
+			t.Errorf("%+v", r)
+		}
 	}
 }
 
@@ -86,8 +98,8 @@ func TestAnAnswerThatIsLostLater(t *testing.T) {
 	s.o.Settled, s.o.Now = 5*time.Minute, func() time.Time { return now.Add(time.Duration(ahead.Load())) }
 	ca := s.issuer()
 	o := contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))
-	if _, err := ca.Find(background, o, ""); err == nil {
-		t.Fatal("it may be under way")
+	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Pending {
+		t.Fatalf("it may be under way: %+v, %v", r, err)
 	}
 	ahead.Store(int64(4 * time.Minute))
 	s.proxy.Make(proxy.Garbage, 1, s.subject().Submits)
@@ -95,8 +107,8 @@ func TestAnAnswerThatIsLostLater(t *testing.T) {
 		t.Fatal("the answer was garbage")
 	}
 	ahead.Store(int64(6 * time.Minute))
-	if r, err := ca.Find(background, o, ""); err == nil {
-		t.Fatalf("two minutes after it was submitted: %+v", r)
+	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Pending {
+		t.Fatalf("two minutes after it was submitted: %+v, %v", r, err)
 	}
 }
 
@@ -111,11 +123,13 @@ func TestTheCertificateOfAnotherOrderIsNotFound(t *testing.T) {
 	if err != nil || r.State != upstream.Issued {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	second := contract.WindowsOrder(t, "2-bb", key)
-	second.Profile.NotAfter = first.Profile.NotAfter.Add(-time.Hour)
-	_, _ = ca.Find(background, second, "")
-	if got, err := ca.Find(background, second, ""); err != nil || got.State != upstream.Unknown {
-		t.Errorf("%+v, %v", got, err)
+	for id, later := range map[string]time.Duration{"2-bb": -time.Hour, "3-cc": time.Second} {
+		second := contract.WindowsOrder(t, id, key)
+		second.Profile.NotAfter = first.Profile.NotAfter.Add(later)
+		_, _ = ca.Find(background, second, "")
+		if got, err := ca.Find(background, second, ""); err != nil || got.State != upstream.Unknown {
+			t.Errorf("%+v, %v", got, err)
+		}
 	}
 	for _, token := range []string{"", r.Token, "../../sys/seal", "ff:ff"} {
 		if got, err := ca.Find(background, first, token); err != nil || got.State != upstream.Issued || !got.Certificate.Equal(r.Certificate) {
@@ -148,11 +162,47 @@ func TestLookingIsBounded(t *testing.T) {
 	})
 	o := contract.WindowsOrder(t, "x-1", testpki.RSA(t, 2048))
 	for range 3 {
-		if _, err := ca.Find(background, o, ""); err == nil {
-			t.Fatal("it may be under way")
+		if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Pending {
+			t.Fatalf("it may be under way: %+v, %v", r, err)
 		}
 	}
 	if all := int64(len(s.stored()) + len(s.own)); fetched.Load() != all {
 		t.Errorf("%d certificates fetched, %d are stored", fetched.Load(), all)
+	}
+}
+
+// A search that takes too long goes on where it has ended.
+func TestALongSearchGoesOn(t *testing.T) {
+	s := start(t)
+	ca := s.issuer()
+	o := contract.WindowsOrder(t, "x-1", testpki.RSA(t, 2048))
+	for i := range 40 {
+		if r, err := ca.Submit(background, contract.WindowsOrder(t, fmt.Sprint(i), authority.Key(t))); err != nil || r.State != upstream.Issued {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	}
+	s.proxy.Make(proxy.Lost, 1, s.subject().Submits)
+	if _, err := ca.Submit(background, o); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	var fetched atomic.Int64
+	s.proxy.Make(proxy.Silence, 1<<30, func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/cert/") && fetched.Add(1) > 20 })
+	ctx, cancel := context.WithTimeout(background, 500*time.Millisecond)
+	defer cancel()
+	if r, err := ca.Find(ctx, o, ""); err != nil || r.State != upstream.Pending {
+		t.Fatalf("half of them are looked at: %+v, %v", r, err)
+	}
+	s.proxy.Make(proxy.None, 1<<30, func(r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/cert/") {
+			fetched.Add(1)
+		}
+		return false
+	})
+	fetched.Store(0)
+	if r, err := ca.Find(background, o, ""); err != nil || r.State != upstream.Issued {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if n := fetched.Load(); n > 25+1 {
+		t.Errorf("%d were fetched again", n)
 	}
 }

@@ -82,7 +82,6 @@ func TestWhatARoleCanSign(t *testing.T) {
 		"a role with other usages":       {map[string]any{"key_usage": "DigitalSignature"}, x509.Certificate{Subject: lab, KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: mail}, "key usage"},
 		"a role with other purposes":     {map[string]any{"client_flag": true}, x509.Certificate{Subject: lab, KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: mail}, "extended key usage"},
 		"a role of another organization": {map[string]any{"organization": "Other"}, x509.Certificate{Subject: lab, KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: mail}, "subject"},
-		"a role with an end":             {map[string]any{"not_after": "2039-01-01T00:00:00Z"}, x509.Certificate{Subject: lab, KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: mail}, "ends at"},
 		"a role with a notice": {map[string]any{"policy_identifiers": `[{"oid":"1.3.6.1.4.1.99999.1","notice":"n"}]`},
 			x509.Certificate{Subject: lab, KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: mail, Policies: policies(t, "1.3.6.1.4.1.99999.1")}, "certificate policies"},
 		"a name of the directory": {nil, x509.Certificate{KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: mail, Subject: pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
@@ -155,6 +154,7 @@ func TestARoleThatCannotBeWorkedWith(t *testing.T) {
 		"names of requests":                 {map[string]any{"use_csr_sans": true}, "use_csr_sans=false"},
 		"names of requests, in the subject": {map[string]any{"use_csr_common_name": true}, "use_csr_common_name=false"},
 		"nothing stored":                    {map[string]any{"no_store": true}, "no_store=false"},
+		"an end of its own":                 {map[string]any{"not_after": "2039-01-01T00:00:00Z"}, "not_after="},
 		"leases":                            {map[string]any{"generate_lease": true}, "generate_lease=false"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,5 +1,5 @@
 // Command vaultserver is HashiCorp Vault's own PKI engine and AppRole login behind Vault's HTTP paths, in memory, for tests. What is not
-// Vault's own code is the routing, the tokens (auth/token/lookup-self, renew-self, revoke-self) and the mapping of namespaces; statuses are
+// Vault's own code is the routing, the tokens (auth/token/lookup-self, renew-self, revoke-self), policies and the mapping of namespaces; statuses are
 // from Vault's logical.RespondErrorCommon. It prints its address.
 package main
 
@@ -43,6 +43,7 @@ type server struct {
 
 	mu     sync.Mutex
 	tokens map[string]*token
+	denied string // a path that no policy lets anybody use
 }
 
 func main() {
@@ -93,7 +94,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusForbidden, "permission denied")
 		return
 	}
-	if s.token(w, path, name) {
+	if s.token(w, path, name) || s.deny(w, path, body) {
 		return
 	}
 	for _, m := range s.mounts {
@@ -140,6 +141,22 @@ func (s *server) token(w http.ResponseWriter, path, name string) bool {
 		return false
 	}
 	return true
+}
+
+// deny stands for policies: tests post to test/deny which path is forbidden.
+func (s *server) deny(w http.ResponseWriter, path string, body map[string]any) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if path == "test/deny" {
+		s.denied, _ = body["path"].(string)
+		w.WriteHeader(http.StatusNoContent)
+		return true
+	}
+	if path == s.denied {
+		refuse(w, http.StatusForbidden, "1 error occurred:\n\t* permission denied\n\n")
+		return true
+	}
+	return false
 }
 
 func (s *server) handle(w http.ResponseWriter, r *http.Request, m *mount, path string, body map[string]any) {
