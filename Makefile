@@ -7,7 +7,7 @@ GO ?= go
 CMD ?=
 export PATH := $(PATH):/usr/local/go/bin
 
-.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill test-stepca test-hostile fuzz bench bench-keys lint deps clean
+.PHONY: build demo demo-shell demo-run demo-run-steps test test-kill upstreams test-hostile fuzz bench bench-keys lint deps clean
 
 build:
 	@CGO_ENABLED=1 $(GO) build -tags netgo,osusergo -o bin/enrollgate ./cmd/enrollgate
@@ -43,9 +43,10 @@ test: deps build
 test-kill: deps build
 	@KILL_ROUNDS=500 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
 
-# The gateway in front of a real step-ca, which is built first: make test skips this part where it was never built.
-test-stepca: deps build
-	@test/stepca/build.sh >/dev/null
+# Builds the CAs that the drivers are tried on, once, and tries them; make test does the same among everything else.
+upstreams: deps
+	@test/upstreams/all.sh
+	@$(GO) test ./test/upstreams/... -count=1 -timeout 10m
 	@test/lab/lab.sh ns $(GO) test ./test/stepca -count=1 -timeout 10m
 
 # Every octet of every recorded request flipped, and every prefix, through the listener; make test does every seventh.

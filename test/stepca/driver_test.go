@@ -1,4 +1,4 @@
-// Package stepca tests the gateway in front of a real step-ca. Run it with: make test-stepca
+// Package stepca tests the gateway in front of a real step-ca. Run it with: make upstreams
 package stepca
 
 import (

@@ -29,6 +29,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
@@ -55,26 +56,11 @@ type Server struct {
 	stop     func()
 }
 
-// binary finds step-ca; without it the test is skipped, but not in CI.
-func binary(t testing.TB) string {
-	t.Helper()
-	out, err := exec.Command("../stepca/build.sh", "-n").Output()
-	path := string(bytes.TrimSpace(out))
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("step-ca is missing: run test/stepca/build.sh where there is a network, or make test-stepca: %v", err)
-	}
-	t.Skip("needs step-ca: run test/stepca/build.sh where there is a network, or make test-stepca")
-	return ""
-}
-
 // Start makes a root, an intermediate and a provisioner, and runs step-ca with them. template "" leaves the provisioner
 // without one.
 func Start(t testing.TB, template string) *Server {
 	t.Helper()
-	path := binary(t)
+	path := program.Path(t, "stepcaserver")
 	dir := t.TempDir()
 	s := &Server{log: &bytes.Buffer{}, database: filepath.Join(dir, "db")}
 	write := func(name string, content []byte) string {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream/acme"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 	client "golang.org/x/crypto/acme"
 )
@@ -65,13 +66,7 @@ func (l *log) String() string {
 
 func start(t testing.TB) *server {
 	t.Helper()
-	program, err := exec.Command("../build.sh", "pebbleserver", "-n").Output()
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("pebble is missing: run test/upstreams/build.sh pebbleserver where there is a network: %v", err)
-		}
-		t.Skip("needs pebble: run test/upstreams/build.sh pebbleserver where there is a network")
-	}
+	pebble := program.Path(t, "pebbleserver")
 	dir := t.TempDir()
 	s := &server{t: t, log: &log{}, account: newKey(t)}
 	certificate := s.tls(dir)
@@ -90,7 +85,7 @@ func start(t testing.TB) *server {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(string(bytes.TrimSpace(program)), "-config", file)
+	cmd := exec.Command(pebble, "-config", file)
 	cmd.Env = append(os.Environ(), "PEBBLE_VA_ALWAYS_VALID=1", "PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=100")
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	if err := cmd.Start(); err != nil {

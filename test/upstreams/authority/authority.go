@@ -3,8 +3,6 @@
 package authority
 
 import (
-	"bufio"
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,14 +10,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"io"
 	"math/big"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -104,66 +96,4 @@ func (a *Authority) Client(t testing.TB, name string) *tls.Config {
 		c.Certificates = []tls.Certificate{{Certificate: [][]byte{cert.Raw, a.Issuing.Raw}, PrivateKey: key}}
 	}
 	return c
-}
-
-// Binary finds a program that test/upstreams/server.sh builds; without it the test is skipped, but not in CI. The tests' folder is below
-// test/upstreams.
-func Binary(t testing.TB, name string) string {
-	t.Helper()
-	out, err := exec.Command("../server.sh", name, "-n").Output()
-	if err == nil {
-		return string(bytes.TrimSpace(out))
-	}
-	message := "needs " + name + ": run test/upstreams/server.sh " + name + " where there is a network, or make test"
-	if os.Getenv("CI") != "" {
-		t.Fatal(message)
-	}
-	t.Skip(message)
-	return ""
-}
-
-// Run starts a program, which ends with the test, and returns the first line that it prints.
-func Run(t testing.TB, path string, args ...string) string {
-	t.Helper()
-	cmd := exec.Command(path, args...)
-	cmd.Dir = t.TempDir()
-	log := &locked{}
-	cmd.Stderr = log
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("%s says:\n%s", filepath.Base(path), log)
-		}
-	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatalf("%s does not start: %v\n%s", filepath.Base(path), err, log)
-	}
-	go func() { _, _ = io.Copy(log, out) }()
-	return strings.TrimSpace(line)
-}
-
-type locked struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *locked) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *locked) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

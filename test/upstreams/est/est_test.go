@@ -27,6 +27,7 @@ import (
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
+	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 	"github.com/fullsailor/pkcs7"
 )
@@ -57,7 +58,7 @@ func start(t testing.TB) *server {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.url = "http://" + authority.Run(t, authority.Binary(t, "estserver"), "-ca", file, "-password", password)
+	s.url = "http://" + program.Run(t, program.Path(t, "estserver"), "-ca", file, "-password", password)
 	s.proxy = proxy.Start(t, s.url, s.a.Server(t, true), nil)
 	s.o = est.Options{Name: "EST", URL: s.proxy.URL, TLS: s.a.Client(t, "gateway"), User: "gateway", Password: func() ([]byte, error) { return []byte(password), nil },
 		Roots: []*x509.Certificate{s.a.Root}}

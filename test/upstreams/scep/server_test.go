@@ -19,6 +19,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream/scep"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
@@ -34,22 +35,9 @@ type server struct {
 	proxy   *proxy.Proxy
 }
 
-func binary(t testing.TB) string {
-	t.Helper()
-	out, err := exec.Command("../build.sh", "scepserver", "-n").Output()
-	if err == nil {
-		return string(bytes.TrimSpace(out))
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("the SCEP server is missing: run test/upstreams/build.sh scepserver where there is a network: %v", err)
-	}
-	t.Skip("needs the SCEP server: run test/upstreams/build.sh scepserver where there is a network")
-	return ""
-}
-
 func start(t testing.TB, mode ...string) *server {
 	t.Helper()
-	program := binary(t)
+	program := program.Path(t, "scepserver")
 	s := &server{t: t, dir: t.TempDir()}
 	rootKey, key := testpki.RSA(t, 2048), testpki.RSA(t, 2048)
 	s.rootKey, s.raKey = rootKey, testpki.RSA(t, 2048)

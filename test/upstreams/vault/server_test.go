@@ -18,6 +18,7 @@ import (
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
+	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
@@ -38,7 +39,7 @@ type server struct {
 func start(t testing.TB) *server {
 	t.Helper()
 	s := &server{t: t, tls: authority.New(t), own: map[string]bool{}}
-	s.url = "http://" + authority.Run(t, authority.Binary(t, "vaultserver"), "-namespace", "lab/", "-mounts", "root,pki")
+	s.url = "http://" + program.Run(t, program.Path(t, "vaultserver"), "-namespace", "lab/", "-mounts", "root,pki")
 	s.proxy = proxy.Start(t, s.url, s.tls.Server(t, false), nil)
 	s.root = testpki.Cert(t, pemDER(t, s.post("root/root/generate/internal", map[string]any{"common_name": "Vault Root", "key_type": "ec", "ttl": "87600h"})["certificate"].(string)))
 	csr := s.post("pki/intermediate/generate/internal", map[string]any{"common_name": "Vault Issuing CA", "key_type": "ec"})["csr"]
