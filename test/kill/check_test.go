@@ -22,6 +22,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
+	"github.com/enrollgate/enrollgate/test/upstreams/ejbca/ejbcaserver"
 )
 
 // check reads what is on disk, as an auditor would, after the gateway was killed for the last time. received are the
@@ -100,7 +101,31 @@ func (s *setup) check(t *testing.T, received map[string][]byte) (again int) {
 		compareWithList(t, issued, list)
 		again = repeated(list)
 	}
+	if s.ejbca != nil {
+		compareWithEJBCA(t, issued, s.ejbca)
+	}
 	return again
+}
+
+// compareWithEJBCA compares the ledger with every certificate that EJBCA has issued.
+func compareWithEJBCA(t *testing.T, issued map[string]*x509.Certificate, list *ejbcaserver.Server) {
+	t.Helper()
+	list.Mu.Lock()
+	defer list.Mu.Unlock()
+	have := map[string]bool{}
+	for _, cert := range list.Certificates {
+		serial := cert.SerialNumber.String()
+		have[serial] = true
+		if own := issued[serial]; own == nil || !own.Equal(cert) {
+			t.Errorf("EJBCA has issued %s (%s), which the ledger does not know", serial, cert.Subject)
+		}
+	}
+	for serial := range issued {
+		if !have[serial] {
+			t.Errorf("the ledger has a certificate %s that EJBCA does not know", serial)
+		}
+	}
+	t.Logf("EJBCA: %d certificates", len(list.Certificates))
 }
 
 // wantPublications requires that each certificate came with what brings it to the directory, where its template asks for it.

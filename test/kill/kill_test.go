@@ -33,7 +33,7 @@ func rounds(t *testing.T) int {
 }
 
 func TestKilledAtAnyMomentNothingIsLostOrIssuedTwice(t *testing.T) {
-	withEachCA(t, func(t *testing.T, s *setup) {
+	withEachCA(t, []string{"embedded", "step-ca", "EJBCA"}, func(t *testing.T, s *setup) {
 		s.Start(t)
 		clients := []*world.Client{s.Client(t, "alice"), s.Client(t, "erin")}
 		requests := newRequests(t, clients[0].Exchange(t))

@@ -30,7 +30,7 @@ const (
 
 func TestKilledAtEachEffectOfAnArchivedEnrollmentTheClientGetsOneCertificate(t *testing.T) {
 	needStrace(t)
-	withEachCA(t, func(t *testing.T, s *setup) {
+	withEachCA(t, []string{"embedded", "step-ca"}, func(t *testing.T, s *setup) {
 		s.change(t, `poll: 200ms`, "poll: 1h")
 		s.Env = []string{"GOMAXPROCS=1"}
 		s.Start(t)

@@ -1,7 +1,9 @@
 package kill
 
 import (
+	"crypto/x509"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +13,8 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/test/inlab"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
+	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/ejbca/ejbcaserver"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -19,19 +23,23 @@ type setup struct {
 	*world.World
 	*world.Process
 	config string
-	step   *server.Server // nil: the embedded CA
+	step   *server.Server      // where step-ca signs
+	ejbca  *ejbcaserver.Server // where EJBCA does
 }
 
-// withEachCA runs the same test with the embedded CA and with a step-ca.
-func withEachCA(t *testing.T, test func(*testing.T, *setup)) {
+// withEachCA runs the same test with CAs that settle a lost answer in different ways.
+func withEachCA(t *testing.T, names []string, test func(*testing.T, *setup)) {
 	inlab.Need(t)
-	for _, name := range []string{"embedded", "step-ca"} {
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
 			s := &setup{}
 			s.World, s.config = world.Prepare(t, "")
-			if name == "step-ca" {
+			switch name {
+			case "step-ca":
 				s.step = server.Start(t, stepca.Template)
 				s.issueThrough(t, s.step)
+			case "EJBCA":
+				s.issueThroughEJBCA(t)
 			}
 			s.Process = world.NewProcess(t, s.World, s.config)
 			test(t, s)
@@ -64,6 +72,31 @@ func (s *setup) issueThrough(t *testing.T, step *server.Server) {
     step_ca: {url: %q, root: %q, provisioner: %q, key: key.jwk, password: {file: password}}
 `, step.URL, step.RootFile, server.Provisioner))
 }
+
+// issueThroughEJBCA puts an EJBCA in the place of the embedded CA. It recognizes no order: what became of one is found by its end entity.
+func (s *setup) issueThroughEJBCA(t *testing.T) {
+	t.Helper()
+	s.ejbca = ejbcaserver.New(t)
+	a := s.ejbca.Authority
+	listener := httptest.NewUnstartedServer(s.ejbca)
+	listener.TLS = a.Server(t, true)
+	listener.StartTLS()
+	t.Cleanup(listener.Close)
+	pair := a.Client(t, "gateway").Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := testpki.PEM(t, "CERTIFICATE", pair.Certificate[0])
+	root := testpki.PEM(t, "CERTIFICATE", a.Root.Raw)
+	s.change(t, `(?s)\n    local: \{.*?\}\}\n`, fmt.Sprintf(`
+    driver: ejbca
+    ejbca: {url: %q, root: %q, ca_file: %[2]q, certificate: %q, key: %q, ca: Mail CA, certificate_profile: Mail, end_entity_profile: Users, extensions: %s}
+`, listener.URL, root, client, testpki.PEM(t, "PRIVATE KEY", key), customExtensions))
+}
+
+// customExtensions are what EJBCA has to be told of Windows' extensions.
+const customExtensions = `["1.3.6.1.4.1.311.20.2", "1.3.6.1.4.1.311.21.7", "1.3.6.1.4.1.311.21.10", "1.3.6.1.4.1.311.25.2", "1.2.840.113549.1.9.15"]`
 
 // change replaces a part of the configuration.
 func (s *setup) change(t *testing.T, pattern, replacement string) {

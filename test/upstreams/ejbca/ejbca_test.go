@@ -1,3 +1,4 @@
+// Package ejbca tests the driver on a server that was written from EJBCA's published description: see ejbcaserver.
 package ejbca
 
 import (
@@ -21,18 +22,19 @@ import (
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
+	"github.com/enrollgate/enrollgate/test/upstreams/ejbca/ejbcaserver"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
 var background = context.Background()
 
-func start(t testing.TB) (*server, *proxy.Proxy, ejbca.Options) {
+func start(t testing.TB) (*ejbcaserver.Server, *proxy.Proxy, ejbca.Options) {
 	t.Helper()
-	s := &server{t: t, a: authority.New(t), entities: map[string]*entity{}, approvals: map[int]*entity{}, rejected: map[int]bool{}, revoked: map[string]string{}}
+	s := ejbcaserver.New(t)
 	plain := httptest.NewServer(s)
 	t.Cleanup(plain.Close)
-	p := proxy.Start(t, plain.URL, s.a.Server(t, true), nil)
-	return s, p, ejbca.Options{Name: "EJBCA", URL: p.URL + "/ejbca/ejbca-rest-api", TLS: s.a.Client(t, "gateway"), Roots: []*x509.Certificate{s.a.Root}, CA: "Mail CA",
+	p := proxy.Start(t, plain.URL, s.Authority.Server(t, true), nil)
+	return s, p, ejbca.Options{Name: "EJBCA", URL: p.URL + "/ejbca/ejbca-rest-api", TLS: s.Authority.Client(t, "gateway"), Roots: []*x509.Certificate{s.Authority.Root}, CA: "Mail CA",
 		CertificateProfile: "Mail", EndEntityProfile: "Users", Extensions: []string{wcce.OIDTemplateName, wcce.OIDSID}, Secret: []byte("0123456789abcdef")}
 }
 
@@ -45,21 +47,23 @@ func issuer(t testing.TB, o ejbca.Options) *ejbca.CA {
 	return ca
 }
 
-func (s *server) all(testing.TB) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.issued)
+func all(s *ejbcaserver.Server) func(testing.TB) []string {
+	return func(testing.TB) []string {
+		s.Mu.Lock()
+		defer s.Mu.Unlock()
+		return slices.Clone(s.Issued)
+	}
 }
 
-func subject(s *server, p *proxy.Proxy, ca *ejbca.CA) *contract.Subject {
-	return &contract.Subject{Issuer: ca, Proxy: p, Issued: s.all,
+func subject(s *ejbcaserver.Server, p *proxy.Proxy, ca *ejbca.CA) *contract.Subject {
+	return &contract.Subject{Issuer: ca, Proxy: p, Issued: all(s),
 		Submits: func(r *http.Request) bool {
 			return strings.HasSuffix(r.URL.Path, "/certificaterequest") || strings.HasSuffix(r.URL.Path, "/pkcs10enroll")
 		},
 		Revoked: func(_ testing.TB, cert *x509.Certificate) bool {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.revoked[cert.SerialNumber.Text(16)] == "KEY_COMPROMISE"
+			s.Mu.Lock()
+			defer s.Mu.Unlock()
+			return s.Revoked[cert.SerialNumber.Text(16)] == "KEY_COMPROMISE"
 		}}
 }
 
@@ -121,11 +125,11 @@ func TestAnEndEntityHasOneCertificate(t *testing.T) {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	again, err := ca.Submit(background, o)
-	if err != nil || again.State != upstream.Issued || !again.Certificate.Equal(first.Certificate) || len(s.all(t)) != 1 {
-		t.Errorf("%+v, %v, %d certificates", again, err, len(s.all(t)))
+	if err != nil || again.State != upstream.Issued || !again.Certificate.Equal(first.Certificate) || len(all(s)(t)) != 1 {
+		t.Errorf("%+v, %v, %d certificates", again, err, len(all(s)(t)))
 	}
 	// A profile that does not store certificates leaves it open.
-	s.forget = true
+	s.Forget = true
 	for name, ask := range map[string]func() (upstream.Result, error){"submit": func() (upstream.Result, error) { return ca.Submit(background, o) },
 		"find": func() (upstream.Result, error) { return ca.Find(background, o, "") }} {
 		if r, err := ask(); err == nil || upstream.IsNotIssued(err) || !strings.Contains(err.Error(), "store certificates") {
@@ -166,7 +170,7 @@ func TestEveryKindOfName(t *testing.T) {
 	if !r.Certificate.NotAfter.Equal(o.Profile.NotAfter) {
 		t.Errorf("it ends at %s, decided was %s", r.Certificate.NotAfter, o.Profile.NotAfter)
 	}
-	if len(s.all(t)) != 1 {
+	if len(all(s)(t)) != 1 {
 		t.Error("more than one")
 	}
 	o.Profile.Extensions = append(o.Profile.Extensions, templates.Extension{OID: "1.3.6.1.4.1.311.21.10", Value: []byte{0x30, 0}})
@@ -181,7 +185,7 @@ func TestOrdersThatWaitForAnApproval(t *testing.T) {
 			t.Run(name+", "+decision, func(t *testing.T) {
 				s, _, opts := start(t)
 				opts.FromRequest = fromRequest
-				s.approve = true
+				s.Approve = true
 				ca := issuer(t, opts)
 				o := contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048))
 				r, err := ca.Submit(background, o)
@@ -193,7 +197,7 @@ func TestOrdersThatWaitForAnApproval(t *testing.T) {
 				if r, err = ca.Find(background, o, token); err != nil || r.State != upstream.Pending || r.Token != token {
 					t.Fatalf("%+v, %v", r, err)
 				}
-				s.decide(yes)
+				s.Decide(yes)
 				r, err = ca.Find(background, o, token)
 				switch {
 				case err != nil:
@@ -210,8 +214,8 @@ func TestOrdersThatWaitForAnApproval(t *testing.T) {
 					t.Error(err)
 				}
 				again, err := ca.Find(background, o, token)
-				if err != nil || again.State != upstream.Issued || !again.Certificate.Equal(r.Certificate) || len(s.all(t)) != 1 {
-					t.Errorf("%+v, %v, %d certificates", again, err, len(s.all(t)))
+				if err != nil || again.State != upstream.Issued || !again.Certificate.Equal(r.Certificate) || len(all(s)(t)) != 1 {
+					t.Errorf("%+v, %v, %d certificates", again, err, len(all(s)(t)))
 				}
 			})
 		}
@@ -236,19 +240,19 @@ func TestALostRequestSettles(t *testing.T) {
 }
 
 func TestWhoIsNotLetIn(t *testing.T) {
-	for name, change := range map[string]func(*server, *ejbca.Options){
-		"no role":               func(s *server, _ *ejbca.Options) { s.forbidden = true },
-		"another profile":       func(_ *server, o *ejbca.Options) { o.CertificateProfile = "None" },
-		"another root":          func(_ *server, o *ejbca.Options) { o.Roots = []*x509.Certificate{authority.New(t).Root} },
-		"another server":        func(_ *server, o *ejbca.Options) { o.TLS = authority.New(t).Client(t, "gateway") },
-		"another address":       func(_ *server, o *ejbca.Options) { o.URL += "/elsewhere" },
-		"no client certificate": func(s *server, o *ejbca.Options) { o.TLS = s.a.Client(t, "") },
+	for name, change := range map[string]func(*ejbcaserver.Server, *ejbca.Options){
+		"no role":               func(s *ejbcaserver.Server, _ *ejbca.Options) { s.Forbidden = true },
+		"another profile":       func(_ *ejbcaserver.Server, o *ejbca.Options) { o.CertificateProfile = "None" },
+		"another root":          func(_ *ejbcaserver.Server, o *ejbca.Options) { o.Roots = []*x509.Certificate{authority.New(t).Root} },
+		"another server":        func(_ *ejbcaserver.Server, o *ejbca.Options) { o.TLS = authority.New(t).Client(t, "gateway") },
+		"another address":       func(_ *ejbcaserver.Server, o *ejbca.Options) { o.URL += "/elsewhere" },
+		"no client certificate": func(s *ejbcaserver.Server, o *ejbca.Options) { o.TLS = s.Authority.Client(t, "") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, _, o := start(t)
 			change(s, &o)
 			r, err := issuer(t, o).Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048)))
-			if !upstream.IsNotIssued(err) || len(s.all(t)) != 0 {
+			if !upstream.IsNotIssued(err) || len(all(s)(t)) != 0 {
 				t.Errorf("%+v, %v", r, err)
 			}
 		})
@@ -267,8 +271,8 @@ func TestHostileAnswers(t *testing.T) {
 	} {
 		for _, status := range []int{200, 201, 202, 500, 302} {
 			t.Run(name, func(t *testing.T) {
-				a := authority.New(t)
-				good := &server{t: t, a: a}
+				good := ejbcaserver.New(t)
+				a := good.Authority
 				s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					switch {
 					case strings.HasSuffix(r.URL.Path, "/endentity"):

@@ -1,7 +1,7 @@
-// Package ejbca tests the driver on a server that was written from EJBCA's published REST description (OpenAPI of EJBCA 8, and the source
-// of EJBCA Community for statuses and errors): no EJBCA runs where these tests do. What EJBCA really makes of names, and which status it
-// answers with in each case, is not proven by them.
-package ejbca
+// Package ejbcaserver is a server that was written from EJBCA's published REST description (OpenAPI of EJBCA 8, and the source
+// of EJBCA Community for statuses and errors): no EJBCA runs where tests do. What EJBCA really makes of names, and which status it
+// answers with in each case, is not proven by it.
+package ejbcaserver
 
 import (
 	"crypto/rand"
@@ -44,31 +44,38 @@ type entity struct {
 	certs    []*x509.Certificate
 }
 
-// server is an EJBCA with the CA Mail CA and the profiles Mail and Users.
-type server struct {
-	t testing.TB
-	a *authority.Authority
+// Server is an EJBCA with the CA Mail CA and the profiles Mail and Users.
+type Server struct {
+	t         testing.TB
+	Authority *authority.Authority
 
-	mu        sync.Mutex
-	entities  map[string]*entity
-	approvals map[int]*entity // that wait
-	rejected  map[int]bool
-	revoked   map[string]string
-	issued    []string
-	approve   bool // registrations wait for an approval
-	forget    bool // certificates are not stored
-	forbidden bool // the gateway has no role
+	Mu           sync.Mutex // guards what follows
+	entities     map[string]*entity
+	approvals    map[int]*entity // that wait
+	rejected     map[int]bool
+	Revoked      map[string]string   // reasons, by serial number
+	Issued       []string            // serial numbers
+	Certificates []*x509.Certificate // likewise
+	Approve      bool                // registrations wait for an approval
+	Forget       bool                // certificates are not stored
+	Forbidden    bool                // the gateway has no role
 }
 
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// New makes a server that has issued nothing. Serve it with TLS that asks for a client certificate by Authority.
+func New(t testing.TB) *Server {
+	return &Server{t: t, Authority: authority.New(t), entities: map[string]*entity{}, approvals: map[int]*entity{}, rejected: map[int]bool{}, Revoked: map[string]string{}}
+}
+
+// ServeHTTP answers one request at a time.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.Mu.Lock()
+	defer s.Mu.Unlock()
 	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/ejbca/ejbca-rest-api/v1")
 	if !ok {
 		http.NotFound(w, r)
 		return
 	}
-	if s.forbidden {
+	if s.Forbidden {
 		fail(w, http.StatusForbidden, "not authorized")
 		return
 	}
@@ -93,7 +100,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		send(w, http.StatusOK, map[string]any{"certificate_authorities": []any{map[string]any{"id": 1, "name": "Other", "subject_dn": "CN=Other"},
 			map[string]any{"id": 2, "name": "Mail CA", "subject_dn": "CN=Test Issuing CA"}}})
 	case r.Method == http.MethodGet && path == "/ca/CN=Test%20Issuing%20CA/certificate/download":
-		for _, c := range []*x509.Certificate{s.a.Issuing, s.a.Root} {
+		for _, c := range []*x509.Certificate{s.Authority.Issuing, s.Authority.Root} {
 			fmt.Fprintf(w, "Subject: %s\nIssuer: %s\n", c.Subject, c.Issuer)
 			_ = pem.Encode(w, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 		}
@@ -112,13 +119,13 @@ func fail(w http.ResponseWriter, status int, message string) {
 	send(w, status, map[string]any{"error_code": status, "error_message": message})
 }
 
-func (s *server) waits(w http.ResponseWriter, e *entity) {
+func (s *Server) waits(w http.ResponseWriter, e *entity) {
 	id := 100 + len(s.approvals) + len(s.rejected)
 	s.approvals[id] = e
 	send(w, http.StatusAccepted, map[string]any{"status_code": 202, "info_message": "waiting for approval", "request_id": id, "link": "https://…/finalize"})
 }
 
-func (s *server) register(w http.ResponseWriter, r *http.Request) {
+func (s *Server) register(w http.ResponseWriter, r *http.Request) {
 	e := &entity{status: "NEW"}
 	if err := json.NewDecoder(r.Body).Decode(&struct {
 		*entity
@@ -136,7 +143,7 @@ func (s *server) register(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusUnprocessableEntity, "token or password")
 	case strings.Contains(e.Subject, "Mallory"):
 		fail(w, http.StatusUnprocessableEntity, "Wrong syntax of DN field")
-	case s.approve:
+	case s.Approve:
 		s.waits(w, e)
 	default:
 		s.entities[e.Username] = e
@@ -157,7 +164,7 @@ func criterion(w http.ResponseWriter, r *http.Request) (string, bool) {
 	return in.Criteria[0].Value, true
 }
 
-func (s *server) entitySearch(w http.ResponseWriter, r *http.Request) {
+func (s *Server) entitySearch(w http.ResponseWriter, r *http.Request) {
 	name, ok := criterion(w, r)
 	if !ok {
 		return
@@ -169,13 +176,13 @@ func (s *server) entitySearch(w http.ResponseWriter, r *http.Request) {
 	send(w, http.StatusOK, map[string]any{"end_entities": list, "more_results": false})
 }
 
-func (s *server) search(w http.ResponseWriter, r *http.Request) {
+func (s *Server) search(w http.ResponseWriter, r *http.Request) {
 	name, ok := criterion(w, r)
 	if !ok {
 		return
 	}
 	list := []any{}
-	if e := s.entities[name]; e != nil && !s.forget {
+	if e := s.entities[name]; e != nil && !s.Forget {
 		for _, c := range e.certs {
 			twice := base64.StdEncoding.EncodeToString([]byte(base64.StdEncoding.EncodeToString(c.Raw)))
 			list = append(list, map[string]any{"certificate": twice, "serial_number": c.SerialNumber.Text(16), "response_format": "DER"})
@@ -212,7 +219,7 @@ func readEnrollment(w http.ResponseWriter, r *http.Request) (in enrollment, csr 
 	return in, csr, err == nil
 }
 
-func (s *server) request(w http.ResponseWriter, r *http.Request) {
+func (s *Server) request(w http.ResponseWriter, r *http.Request) {
 	in, csr, ok := readEnrollment(w, r)
 	if !ok {
 		return
@@ -239,7 +246,7 @@ func tooSmall(csr *x509.CertificateRequest) bool {
 	return ok && k.N.BitLen() < 2048
 }
 
-func (s *server) pkcs10(w http.ResponseWriter, r *http.Request) {
+func (s *Server) pkcs10(w http.ResponseWriter, r *http.Request) {
 	in, csr, ok := readEnrollment(w, r)
 	if !ok {
 		return
@@ -255,7 +262,7 @@ func (s *server) pkcs10(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case strings.Contains(csr.Subject.CommonName, "Mallory"):
 		fail(w, http.StatusBadRequest, "Wrong syntax of DN field")
-	case s.approve:
+	case s.Approve:
 		s.waits(w, e)
 	default:
 		s.entities[e.Username] = e
@@ -263,7 +270,7 @@ func (s *server) pkcs10(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *server) fromRequest(w http.ResponseWriter, e *entity, csr *x509.CertificateRequest) {
+func (s *Server) fromRequest(w http.ResponseWriter, e *entity, csr *x509.CertificateRequest) {
 	var extensions []pkix.Extension
 	for _, x := range csr.Extensions {
 		if x.Id.String() == "2.5.29.17" {
@@ -273,7 +280,7 @@ func (s *server) fromRequest(w http.ResponseWriter, e *entity, csr *x509.Certifi
 	s.sign(w, e, csr, csr.RawSubject, extensions)
 }
 
-func (s *server) finalize(w http.ResponseWriter, number string) {
+func (s *Server) finalize(w http.ResponseWriter, number string) {
 	id, err := strconv.Atoi(number)
 	e := s.approvals[id]
 	switch {
@@ -293,9 +300,9 @@ func (s *server) finalize(w http.ResponseWriter, number string) {
 }
 
 // decide approves or rejects all that waits.
-func (s *server) decide(yes bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *Server) Decide(yes bool) {
+	s.Mu.Lock()
+	defer s.Mu.Unlock()
 	for id, e := range s.approvals {
 		if yes {
 			s.entities[e.Username] = e
@@ -306,7 +313,7 @@ func (s *server) decide(yes bool) {
 	}
 }
 
-func (s *server) sign(w http.ResponseWriter, e *entity, csr *x509.CertificateRequest, subject []byte, extensions []pkix.Extension) {
+func (s *Server) sign(w http.ResponseWriter, e *entity, csr *x509.CertificateRequest, subject []byte, extensions []pkix.Extension) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 150))
 	if err != nil {
 		s.t.Error(err)
@@ -322,7 +329,7 @@ func (s *server) sign(w http.ResponseWriter, e *entity, csr *x509.CertificateReq
 			}
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, s.a.Issuing, csr.PublicKey, s.a.IssuingKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, s.Authority.Issuing, csr.PublicKey, s.Authority.IssuingKey)
 	if err != nil {
 		fail(w, http.StatusInternalServerError, "General failure.")
 		return
@@ -332,23 +339,24 @@ func (s *server) sign(w http.ResponseWriter, e *entity, csr *x509.CertificateReq
 		s.t.Error(err)
 	}
 	e.certs, e.status, e.Password = append(e.certs, cert), "GENERATED", ""
-	s.issued = append(s.issued, serial.Text(16))
+	s.Issued = append(s.Issued, serial.Text(16))
+	s.Certificates = append(s.Certificates, cert)
 	send(w, http.StatusCreated, map[string]any{"certificate": cert.Raw, "serial_number": strings.ToUpper(serial.Text(16)), "response_format": "DER",
-		"certificate_chain": [][]byte{s.a.Issuing.Raw, s.a.Root.Raw}})
+		"certificate_chain": [][]byte{s.Authority.Issuing.Raw, s.Authority.Root.Raw}})
 }
 
-func (s *server) revoke(w http.ResponseWriter, r *http.Request, parts []string) {
+func (s *Server) revoke(w http.ResponseWriter, r *http.Request, parts []string) {
 	issuer, err := url.PathUnescape(parts[1])
 	serial, reason := strings.ToLower(parts[2]), r.URL.Query().Get("reason")
 	switch {
 	case err != nil || issuer != "CN=Test Issuing CA":
 		fail(w, http.StatusNotFound, "CA '"+issuer+"' does not exist.")
-	case !slices.Contains(s.issued, serial):
+	case !slices.Contains(s.Issued, serial):
 		fail(w, http.StatusNotFound, "no such certificate")
-	case s.revoked[serial] != "":
+	case s.Revoked[serial] != "":
 		fail(w, http.StatusConflict, "already revoked")
 	default:
-		s.revoked[serial] = reason
+		s.Revoked[serial] = reason
 		send(w, http.StatusOK, map[string]any{"issuer_dn": issuer, "serial_number": serial, "revoked": true, "revocation_reason": reason})
 	}
 }
