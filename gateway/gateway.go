@@ -252,6 +252,12 @@ func (g *Gateway) openCA(ctx context.Context, c config.CA, secret []byte) (*CA, 
 			return nil, err
 		}
 		ca = &CA{Name: c.Name, Issuer: issuer}
+	case "aws-pca":
+		issuer, err := g.openAWSPCA(c)
+		if err != nil {
+			return nil, err
+		}
+		ca = &CA{Name: c.Name, Issuer: issuer}
 	default:
 		return g.openLocalCA(c, secret)
 	}

@@ -106,11 +106,12 @@ type Lint struct {
 // CA is one certification authority, by the name under which the directory publishes it.
 type CA struct {
 	Name     string  `yaml:"name"`
-	Driver   string  `yaml:"driver"`   // local (default), step-ca, cmp, acme, scep, adcs
+	Driver   string  `yaml:"driver"`   // local (default), step-ca, cmp, aws-pca, acme, scep, adcs
 	Identity string  `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
 	Local    LocalCA `yaml:"local"`
 	StepCA   StepCA  `yaml:"step_ca"`
 	CMP      CMP     `yaml:"cmp"`
+	AWSPCA   AWSPCA  `yaml:"aws_pca"`
 	ACME     ACME    `yaml:"acme"`
 	SCEP     SCEP    `yaml:"scep"`
 	ADCS     ADCS    `yaml:"adcs"`
@@ -248,6 +249,7 @@ func (c *Config) resolve(dir string) {
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
 		paths = append(paths, c.CAs[i].CMP.paths()...)
+		paths = append(paths, c.CAs[i].AWSPCA.paths()...)
 		paths = append(paths, c.CAs[i].ACME.paths()...)
 		paths = append(paths, c.CAs[i].SCEP.paths()...)
 		paths = append(paths, c.CAs[i].ADCS.paths()...)
@@ -317,8 +319,11 @@ func (c *Config) Check() []string {
 		case "acme":
 			ca.ACME.check(fmt.Sprintf("cas[%d].acme", i), need)
 			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
+		case "aws-pca":
+			ca.AWSPCA.check(fmt.Sprintf("cas[%d].aws_pca", i), need)
+			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
 		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp, adcs, scep, acme", i, ca.Driver)
+			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp, adcs, scep, acme, aws-pca", i, ca.Driver)
 		}
 	}
 	for i, rule := range c.EnrollmentAgents {
