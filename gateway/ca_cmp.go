@@ -1,16 +1,11 @@
 package gateway
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"net/url"
-	"path/filepath"
 
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/cmp"
-	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 )
 
 // openCMP loads what is needed to talk to a CA by CMP.
@@ -20,14 +15,8 @@ func (g *Gateway) openCMP(c config.CA) (upstream.Issuer, error) {
 	}
 	o := cmp.Options{Name: c.Name, URL: c.CMP.URL, Reference: c.CMP.Reference, PBMAC1: c.CMP.PBMAC1, PKCS10: c.CMP.PKCS10, Ignore: c.CMP.Ignore,
 		ImplicitConfirm: c.CMP.ImplicitConfirm, NoRevocation: c.CMP.NoRevocation, ChainFile: g.chainFile(c), Timeout: c.CMP.Timeout, Now: g.now}
-	for path, to := range map[string]*[]*x509.Certificate{c.CMP.Root: &o.Roots, c.CMP.Issuing: &o.Issuing, c.CMP.Responders: &o.Responders, c.CMP.Certificate: &o.Certificates} {
-		if path == "" {
-			continue
-		}
-		var err error
-		if *to, err = local.LoadCertificates(path); err != nil {
-			return fail("certificates", err)
-		}
+	if err := g.loadCertificates(c, certificates{c.CMP.Root, &o.Roots}, certificates{c.CMP.Issuing, &o.Issuing}, certificates{c.CMP.Responders, &o.Responders}, certificates{c.CMP.Certificate, &o.Certificates}); err != nil {
+		return nil, err
 	}
 	var err error
 	if o.TLS, err = trusting(c.CMP.CAFile); err != nil {
@@ -41,25 +30,4 @@ func (g *Gateway) openCMP(c config.CA) (upstream.Issuer, error) {
 		return fail("key", err)
 	}
 	return cmp.New(o)
-}
-
-// chainFile is where the chain of a foreign CA is kept for the next start.
-func (g *Gateway) chainFile(c config.CA) string {
-	return filepath.Join(g.Config.Data, "chain-"+url.PathEscape(c.Name)+".pem")
-}
-
-// trusting checks TLS servers with the roots in a file; "" is for the system's.
-func trusting(path string) (*tls.Config, error) {
-	if path == "" {
-		return nil, nil
-	}
-	certs, err := local.LoadCertificates(path)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	for _, c := range certs {
-		pool.AddCert(c)
-	}
-	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
 }

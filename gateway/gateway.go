@@ -228,32 +228,8 @@ func (g *Gateway) openCA(ctx context.Context, c config.CA, secret []byte) (*CA, 
 			return nil, err
 		}
 		ca = &CA{Name: c.Name, Issuer: issuer}
-	case "cmp":
-		issuer, err := g.openCMP(c)
-		if err != nil {
-			return nil, err
-		}
-		ca = &CA{Name: c.Name, Issuer: issuer}
-	case "adcs":
-		issuer, err := g.openADCS(c)
-		if err != nil {
-			return nil, err
-		}
-		ca = &CA{Name: c.Name, Issuer: issuer}
-	case "scep":
-		issuer, err := g.openSCEP(c)
-		if err != nil {
-			return nil, err
-		}
-		ca = &CA{Name: c.Name, Issuer: issuer}
-	case "acme":
-		issuer, err := g.openACME(c)
-		if err != nil {
-			return nil, err
-		}
-		ca = &CA{Name: c.Name, Issuer: issuer}
-	case "aws-pca":
-		issuer, err := g.openAWSPCA(c)
+	case "cmp", "adcs", "scep", "acme", "aws-pca":
+		issuer, err := g.openProtocol(c)
 		if err != nil {
 			return nil, err
 		}

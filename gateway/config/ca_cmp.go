@@ -44,9 +44,3 @@ func (c *CMP) check(path string, need func(bool, string, ...any)) {
 	need(len(c.Ignore) == 0 || c.PKCS10, "%s.ignore: it is for pkcs10 only", path)
 	need(c.Timeout >= 0, "%s.timeout: %s is negative", path, c.Timeout)
 }
-
-// checkForeignIdentity refuses what needs the key of a CA that the gateway does not hold.
-func checkForeignIdentity(path string, ca CA, need func(bool, string, ...any)) {
-	identity := ca.EnrollmentIdentity()
-	need(identity == IdentityOwn || identity == IdentityUpstream, "%s.identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", path, ca.Identity)
-}

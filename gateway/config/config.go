@@ -248,11 +248,7 @@ func (c *Config) resolve(dir string) {
 		l := &c.CAs[i].Local
 		s := &c.CAs[i].StepCA
 		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
-		paths = append(paths, c.CAs[i].CMP.paths()...)
-		paths = append(paths, c.CAs[i].AWSPCA.paths()...)
-		paths = append(paths, c.CAs[i].ACME.paths()...)
-		paths = append(paths, c.CAs[i].SCEP.paths()...)
-		paths = append(paths, c.CAs[i].ADCS.paths()...)
+		paths = append(paths, c.CAs[i].protocolPaths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -307,21 +303,8 @@ func (c *Config) Check() []string {
 			need(ca.StepCA.Timeout >= 0, "cas[%d].step_ca.timeout: %s is negative", i, ca.StepCA.Timeout)
 			identity := ca.EnrollmentIdentity()
 			need(identity == IdentityOwn || identity == IdentityUpstream, "cas[%d].identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", i, ca.Identity)
-		case "cmp":
-			ca.CMP.check(fmt.Sprintf("cas[%d].cmp", i), need)
-			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
-		case "adcs":
-			ca.ADCS.check(fmt.Sprintf("cas[%d].adcs", i), need)
-			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
-		case "scep":
-			ca.SCEP.check(fmt.Sprintf("cas[%d].scep", i), need)
-			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
-		case "acme":
-			ca.ACME.check(fmt.Sprintf("cas[%d].acme", i), need)
-			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
-		case "aws-pca":
-			ca.AWSPCA.check(fmt.Sprintf("cas[%d].aws_pca", i), need)
-			checkForeignIdentity(fmt.Sprintf("cas[%d]", i), ca, need)
+		case "cmp", "adcs", "scep", "acme", "aws-pca":
+			ca.checkProtocol(i, need)
 		default:
 			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp, adcs, scep, acme, aws-pca", i, ca.Driver)
 		}
