@@ -222,6 +222,21 @@ func (q *issueRequest) names() (out []string) {
 	return out
 }
 
+// generalNames are the alternative names, encoded.
+func (q *issueRequest) generalNames() (names []asn1.RawValue) {
+	for _, n := range q.ApiPassthrough.Extensions.SubjectAlternativeNames {
+		for tag, value := range map[int]string{1: n.Rfc822Name, 2: n.DnsName, 6: n.UniformResourceIdentifier} {
+			if value != "" {
+				names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, Bytes: []byte(value)})
+			}
+		}
+		if n.IpAddress != "" {
+			names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 7, Bytes: net.ParseIP(n.IpAddress).To4()})
+		}
+	}
+	return names
+}
+
 // profile is the certificate that the template and the API's fields make.
 func profile(q *issueRequest, csr *x509.CertificateRequest) (templates.CertificateProfile, error) {
 	p := templates.CertificateProfile{Subject: csr.RawSubject, NotBefore: time.Unix(q.ValidityNotBefore.Value, 0), NotAfter: time.Unix(q.Validity.Value, 0)}
@@ -265,17 +280,7 @@ func profile(q *issueRequest, csr *x509.CertificateRequest) (templates.Certifica
 			return p, err
 		}
 	}
-	var names []asn1.RawValue
-	for _, n := range x.SubjectAlternativeNames {
-		for tag, value := range map[int]string{1: n.Rfc822Name, 2: n.DnsName, 6: n.UniformResourceIdentifier} {
-			if value != "" {
-				names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, Bytes: []byte(value)})
-			}
-		}
-		if n.IpAddress != "" {
-			names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 7, Bytes: net.ParseIP(n.IpAddress).To4()})
-		}
-	}
+	names := q.generalNames()
 	if names != nil {
 		if err := add("2.5.29.17", false, names); err != nil {
 			return p, err
