@@ -35,3 +35,13 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	b.left -= n
 	return n, err
 }
+
+// DoesNotKnow tells whether an error is an answer of a server that cannot do what it was asked about a message that it may not know any
+// more; any other failure may be over the next time.
+func DoesNotKnow(err error) bool {
+	switch Status(err) {
+	case http.StatusBadRequest, http.StatusConflict, http.StatusGone, http.StatusUnprocessableEntity, http.StatusInternalServerError, http.StatusNotImplemented:
+		return true
+	}
+	return false
+}
