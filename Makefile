@@ -39,9 +39,9 @@ demo-run: demo-run-steps
 test: deps build
 	@test/run.sh
 
-# A few hundred kills at random moments; make test does a dozen.
+# A thousand kills at random moments, and at every effect of an enrollment; make test does two dozen of the former.
 test-kill: deps build
-	@KILL_ROUNDS=300 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
+	@KILL_ROUNDS=500 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
 
 # The gateway in front of a real step-ca, which is built first: make test skips this part where it was never built.
 test-stepca: deps build

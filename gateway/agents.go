@@ -122,15 +122,15 @@ func (g *Gateway) judge(ctx context.Context, c *Candidate, der []byte) error {
 // issuedHere is the request that a certificate was issued for; nil where no CA of the gateway has signed it or the ledger does
 // not have it.
 func (g *Gateway) issuedHere(ctx context.Context, cert *x509.Certificate) (*ledger.Row, error) {
-	for _, ca := range g.CAs {
-		row, err := g.Ledger.BySerial(ctx, ca.Name, ledger.SerialText(cert))
+	for _, issuer := range g.issuers() {
+		row, err := g.Ledger.BySerial(ctx, issuer, ledger.SerialText(cert))
 		if errors.Is(err, ledger.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		signed := slices.ContainsFunc(g.ChainOf(ca.Name), func(c *x509.Certificate) bool { return cert.CheckSignatureFrom(c) == nil })
+		signed := slices.ContainsFunc(g.everyCertificateOf(issuer), func(c *x509.Certificate) bool { return cert.CheckSignatureFrom(c) == nil })
 		if signed && row.State == ledger.Issued && bytes.Equal(row.Certificate, cert.Raw) {
 			return row, nil
 		}
@@ -173,8 +173,8 @@ func (g *Gateway) AgentOf(ctx context.Context, text string) (*x509.Certificate, 
 }
 
 func (g *Gateway) requestOf(ctx context.Context, text string) (*ledger.Row, error) {
-	for _, ca := range g.CAs {
-		row, err := g.Ledger.BySerial(ctx, ca.Name, text)
+	for _, issuer := range g.issuers() {
+		row, err := g.Ledger.BySerial(ctx, issuer, text)
 		if !errors.Is(err, ledger.ErrNotFound) {
 			return row, err
 		}

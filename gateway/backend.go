@@ -45,7 +45,7 @@ func tokenReply(r *Reply, err error) (*soap.TokenReply, error) {
 		}
 		return nil, err
 	}
-	t := &soap.TokenReply{RequestID: strconv.FormatInt(r.RequestID, 10), Message: r.Message, PKCS7: r.Full, Pending: r.State != ledger.Issued}
+	t := &soap.TokenReply{RequestID: strconv.FormatInt(r.RequestID, 10), Message: r.Message, PKCS7: r.Full, Pending: r.State != ledger.Issued, RetryAfter: r.RetryAfter}
 	if r.Certificate != nil {
 		t.Certificate = r.Certificate.Raw
 	}

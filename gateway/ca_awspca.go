@@ -21,7 +21,7 @@ func (g *Gateway) openAWSPCA(c config.CA) (upstream.Issuer, error) {
 		return nil, fmt.Errorf("CA %q: %s: %w", c.Name, what, err)
 	}
 	o := awspca.Options{Name: c.Name, ARN: c.AWSPCA.ARN, SigningAlgorithm: c.AWSPCA.SigningAlgorithm, Endpoint: c.AWSPCA.Endpoint, EmptyRequests: c.AWSPCA.EmptyRequests,
-		ChainFile: g.chainFile(c), Timeout: c.AWSPCA.Timeout, Wait: c.AWSPCA.Wait, Now: g.now}
+		ChainFile: g.chainFile(c.Name), Timeout: c.AWSPCA.Timeout, Wait: c.AWSPCA.Wait, Now: g.now}
 	var err error
 	if o.Roots, err = local.LoadCertificates(c.AWSPCA.Root); err != nil {
 		return fail("root", err)

@@ -14,7 +14,7 @@ func (g *Gateway) openSCEP(c config.CA) (upstream.Issuer, error) {
 	fail := func(what string, err error) (upstream.Issuer, error) {
 		return nil, fmt.Errorf("CA %q: %s: %w", c.Name, what, err)
 	}
-	o := scep.Options{Name: c.Name, URL: c.SCEP.URL, Ignore: c.SCEP.Ignore, ChainFile: g.chainFile(c), Timeout: c.SCEP.Timeout, Now: g.now}
+	o := scep.Options{Name: c.Name, URL: c.SCEP.URL, Ignore: unsaid(c, c.SCEP.Ignore), ChainFile: g.chainFile(c.Name), Timeout: c.SCEP.Timeout, Now: g.now}
 	var own []*x509.Certificate
 	if err := g.loadCertificates(c, certificates{c.SCEP.Root, &o.Roots}, certificates{c.SCEP.Issuing, &o.Issuing}, certificates{c.SCEP.Responders, &o.Responders}, certificates{c.SCEP.Certificate, &own}); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -42,6 +43,7 @@ type Reply struct {
 	Message     string
 	Certificate *x509.Certificate // nil while pending
 	Full        []byte            // CMC full response
+	RetryAfter  time.Duration     // while pending: when asking again is worth it; 0 where a person decides
 }
 
 // Enroll takes one request through the whole journey. An error is what the client is told; the ledger has the request
@@ -67,10 +69,12 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 	if refused != nil {
 		return nil, g.deny(ctx, row, refused)
 	}
-	// What the CA could never sign is refused before anything is archived.
-	if err := upstream.Check(ca.Issuer, upstream.Order{CSR: row.CSR, PublicKey: request.CSR.PublicKey, Profile: row.Profile}); err != nil {
-		return nil, g.deny(ctx, row, hresult.New(hresult.NotSupported, "%v", err))
+	// What no CA could ever sign is refused before anything is archived.
+	signers, err := able(g.signersFor(ruling.plan, row.Fingerprint), upstream.Order{CSR: row.CSR, PublicKey: request.CSR.PublicKey, Profile: row.Profile})
+	if err != nil {
+		return nil, g.deny(ctx, row, err)
 	}
+	row.Issuer, row.Route = signers[0].Name, names(signers)
 	record, err := g.openArchivedKey(ca, request, ruling)
 	laps.done("archive", err)
 	if err != nil {
@@ -88,7 +92,7 @@ func (g *Gateway) Enroll(ctx context.Context, s Submission) (reply *Reply, err e
 		g.logRow(row, nil, "the request waits for a certificate manager")
 		return g.reply(ctx, ca, row)
 	}
-	return g.issue(ctx, ca, row)
+	return g.issue(ctx, ca, row, true)
 }
 
 // logRow says in one line what became of a request; refusal is nil where it was not refused.
@@ -131,6 +135,7 @@ type ruling struct {
 	subject  security.SID // whom the certificate is for
 	decision *templates.Decision
 	owner    escrow.Owner // of a key that is archived
+	plan     plan         // who signs
 }
 
 // decide asks policy. The error is a failure to decide; a refusal is in the decision.
@@ -159,14 +164,19 @@ func (g *Gateway) decide(ctx context.Context, s Submission, request *wcce.Reques
 	}
 	snapshot := g.Directory.Snapshot()
 	in.Hazards, _ = g.hazards(snapshot)
-	in.Snapshot, in.MaxAge, in.Authority = snapshot, g.Config.Directory.MaxAge, g.authority(ca)
+	in.Snapshot, in.MaxAge = snapshot, g.Config.Directory.MaxAge
 	in.Template, in.Request, in.Now = templates.Reference(request.Template), f, g.now()
 	in.RenewalOnly, in.NoPublishing = s.Transport == transportCertificate, !g.Config.Publish.Enabled
 	owner := g.ownerOf(ctx, in)
+	where, err := g.planFor(ctx, ca, owner.Template, in)
+	if err != nil {
+		return nil, err
+	}
+	in.Authority = g.authority(ca, where)
 	in.Authority.Archival = g.archival(owner)
 	decision := templates.Decide(in)
 	g.lintCertificate(&decision, f.PublicKey)
-	return &ruling{ca, in.Subject.SID, &decision, owner}, nil
+	return &ruling{ca, in.Subject.SID, &decision, owner, where}, nil
 }
 
 func newRow(s Submission, r *ruling, request *wcce.Request) *ledger.Row {
@@ -264,8 +274,9 @@ const (
 	awaitPoll = 20 * time.Millisecond
 )
 
-// issue sends a row to its CA, checks what comes back, closes the row and makes the reply. It is safe to repeat.
-func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
+// issue sends a row to the CA that signs, or asks about it, checks what comes back, closes the row and makes the reply. It is safe to
+// repeat by whoever has claimed the row. first says that the row was recorded this moment.
+func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool) (*Reply, error) {
 	if row.State == ledger.Approved {
 		if err := g.checkStillEnabled(ctx, row); err != nil {
 			return nil, err
@@ -275,43 +286,60 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	if err != nil {
 		return nil, err
 	}
+	// A client that goes away leaves nothing half done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), orderTime)
+	defer cancel()
 	laps := g.metrics.laps()
-	answer, err := g.submit(ctx, ca, row, order)
+	signer, answer, err := g.dispatch(ctx, row, order, first)
 	laps.done("issue", err)
+	var result ledger.Result
 	if err != nil { // the answer is lost, not the request: the row stays and is resumed
-		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
-		row.State, row.Message = ledger.Waiting, messagePending
-		if err := g.Ledger.Finish(ctx, row.ID, "gateway", ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: row.CAToken}); err != nil {
-			g.Log.WithError(err).WithField("request", row.ID).Error("that the CA gave no answer could not be recorded")
+		result = g.unanswered(row, signer, err)
+		if result.Trouble != "" {
+			g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
 		}
-		return g.reply(ctx, ca, row)
+	} else {
+		result = g.check(ctx, signer, row, order, answer)
 	}
-	result := g.check(ctx, ca, order, answer)
-	if row.Profile.PublishToDS {
+	if result.State == ledger.Issued && row.Profile.PublishToDS {
 		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceAccount, Name: string(row.SubjectSID)})
 	}
-	if row.Profile.PublishToKRA {
+	if result.State == ledger.Issued && row.Profile.PublishToKRA {
 		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceKRA, Name: ca.Name})
 	}
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
 	laps.done("close", err)
-	switch {
-	case err == nil:
-		row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
-		if result.Certificate != nil {
-			row.Certificate, row.Serial = result.Certificate.Raw, ledger.SerialText(result.Certificate)
-		}
-		var refusal *hresult.Error
-		if result.HResult != 0 {
-			refusal = hresult.New(result.HResult, "%s", result.Message)
-		}
-		g.logRow(row, refusal, fmt.Sprintf("request ended: %s: %s", result.State, result.Message))
-	default: // somebody else finished it, or the disk failed: the ledger knows
+	if err != nil { // somebody else finished it, or the disk failed: the ledger knows
+		g.Log.WithError(err).WithField("request", row.ID).Warn("the result of a request could not be recorded")
 		if row, err = g.Ledger.Get(ctx, row.ID); err != nil {
-			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again for request %d", row.ID)
+			return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the result could not be recorded; ask again")
+		}
+		return g.reply(ctx, ca, row)
+	}
+	g.finished(ctx, row, result)
+	return g.reply(ctx, ca, row)
+}
+
+// finished brings a row up to its result, which is durable, and says so in the log.
+func (g *Gateway) finished(ctx context.Context, row *ledger.Row, result ledger.Result) {
+	row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
+	if result.State == ledger.Waiting {
+		row.Due, row.Doubt = result.Due, result.Doubt
+		return
+	}
+	if result.Certificate != nil {
+		row.Certificate, row.Serial = result.Certificate.Raw, ledger.SerialText(result.Certificate)
+	}
+	var refusal *hresult.Error
+	if result.HResult != 0 {
+		refusal = hresult.New(result.HResult, "%s", result.Message)
+	}
+	g.logRow(row, refusal, fmt.Sprintf("request ended: %s: %s", result.State, result.Message))
+	if result.State == ledger.Failed && result.Certificate != nil {
+		if err := g.Revoke(ctx, row, "gateway", reasonCessation); err != nil {
+			g.Log.WithError(err).WithField("request", row.ID).Errorf("certificate %s, which is not as decided, could not be revoked: revoke it at the CA", row.Serial)
 		}
 	}
-	return g.reply(ctx, ca, row)
 }
 
 // checkStillEnabled refuses a request of which an account, the subject's or the caller's, was disabled or deleted while it
@@ -348,34 +376,30 @@ func orderOf(row *ledger.Row) (upstream.Order, error) {
 	}, nil
 }
 
-func (g *Gateway) submit(ctx context.Context, ca *CA, row *ledger.Row, order upstream.Order) (upstream.Result, error) {
-	if row.State == ledger.Waiting {
-		result, err := ca.Issuer.Find(ctx, order, row.CAToken)
-		if err != nil || result.State != upstream.Unknown {
-			return result, err
-		}
-	}
-	return ca.Issuer.Submit(ctx, order)
-}
-
-// check turns the CA's answer into the row's result. A certificate that differs from the decision is not handed out.
-func (g *Gateway) check(ctx context.Context, ca *CA, order upstream.Order, answer upstream.Result) ledger.Result {
+// check turns the CA's answer into the row's result. A certificate that differs from the decision is recorded, and not handed out.
+func (g *Gateway) check(ctx context.Context, signer *CA, row *ledger.Row, order upstream.Order, answer upstream.Result) ledger.Result {
+	waiting := ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: answer.Token}
 	switch answer.State {
 	case upstream.Pending:
-		return ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: answer.Token}
+		waiting.Due = g.pollAgain(row)
+		return waiting
+	case upstream.Uncertain:
+		waiting.CAToken, waiting.Doubt = row.CAToken, cmp.Or(answer.Reason, "the CA cannot tell")
+		g.Log.WithField("request", row.ID).Errorf("nobody can tell whether CA %q has issued the certificate: %s; settle it with: enrollgate requests settle %d", signer.Name, waiting.Doubt, row.ID)
+		return waiting
 	case upstream.Refused:
 		return ledger.Result{State: ledger.Denied, HResult: hresult.BadRequestStatus, Message: "the CA refused the request: " + answer.Reason}
 	case upstream.Issued:
 	default:
 		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: "the CA does not know the order"}
 	}
-	if err := upstream.Compare(order, answer.Certificate, ca.Tolerance); err != nil {
+	if answer.Certificate == nil {
+		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: "the CA says that it has issued, and there is no certificate"}
+	}
+	if err := upstream.Compare(order, answer.Certificate, signer.Tolerance); err != nil {
 		text := fmt.Sprintf("the CA issued another certificate than decided: %v", err)
-		if err := ca.Issuer.Revoke(ctx, answer.Certificate.SerialNumber, reasonCessation); err != nil {
-			text += fmt.Sprintf("; and it could not be revoked: %v", err)
-		}
 		g.Log.WithField("order", order.ID).Error(text)
-		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: text}
+		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: text, Certificate: answer.Certificate}
 	}
 	return ledger.Result{State: ledger.Issued, Certificate: answer.Certificate, Message: messageIssued}
 }
@@ -391,7 +415,11 @@ const reasonCessation = 5 // cessationOfOperation (RFC 5280 5.3.1)
 // reply is the answer for a row: the certificate, or that it is pending, or the refusal.
 func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
 	r := &Reply{RequestID: row.ID, State: row.State, Message: row.Message}
-	response := wcce.Response{Text: row.Message, Chain: ca.replyChain(ctx)}
+	issuing := g.Signer(row.Issuer)
+	if issuing == nil {
+		issuing = ca
+	}
+	response := wcce.Response{Text: row.Message}
 	switch row.State {
 	case ledger.Issued:
 		cert, err := x509.ParseCertificate(row.Certificate)
@@ -410,9 +438,13 @@ func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 		if row.Created.IsZero() {
 			response.Received = g.now()
 		}
+		if row.State == ledger.Waiting && row.Doubt == "" {
+			r.RetryAfter = max(row.Due.Sub(g.now()), firstPoll)
+		}
 	default:
 		return nil, &Refusal{RequestID: row.ID, Err: hresult.New(row.HResult, "%s", row.Message)}
 	}
+	response.Chain = g.replyChain(ctx, ca, issuing, r.Certificate)
 	signer, key, hash, err := ca.Identity.ResponseSigner(ctx)
 	if err != nil {
 		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the reply to request %d cannot be signed now; ask again for it", row.ID)
@@ -444,10 +476,19 @@ func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID s
 	if ca == nil {
 		return nil, hresult.New(hresult.ServerUnavailable, "CA %q is not configured any more", row.CA)
 	}
-	if row.State == ledger.Approved || row.State == ledger.Waiting {
+	if g.worthAsking(row) {
 		if reply, err := g.takeOver(ctx, ca, row); reply != nil || err != nil {
 			return reply, err
 		}
 	}
 	return g.reply(ctx, ca, row)
+}
+
+// worthAsking tells whether a poll may ask the CA: not before it is time, nor past others in the queue, nor where it cannot tell.
+func (g *Gateway) worthAsking(row *ledger.Row) bool {
+	signer := g.Signer(row.Issuer)
+	if signer == nil || row.Doubt != "" || row.Sent.IsZero() && signer.Limits.Backlog() {
+		return false
+	}
+	return row.State == ledger.Approved || row.State == ledger.Waiting && !g.now().Before(row.Due)
 }

@@ -21,6 +21,7 @@ type Explanation struct {
 	DN        string `json:"dn"`
 	templates.Decision
 	OtherCAs       []string                 `json:"other_cas,omitempty"` // that offer the template too
+	Signers        []Share                  `json:"signers"`             // who signs, in the order in which they are tried
 	AutoEnrollment templates.AutoEnrollment `json:"auto_enrollment"`
 }
 
@@ -69,9 +70,14 @@ func (g *Gateway) explain(ctx context.Context, in templates.Input, template, caN
 	if err != nil {
 		return nil, err
 	}
-	in.Authority, in.Template = g.authority(ca), templates.Reference{Name: template, Major: -1, Minor: -1}
+	in.Template = templates.Reference{Name: template, Major: -1, Minor: -1}
+	where, err := g.planFor(ctx, ca, template, in)
+	if err != nil {
+		return nil, err
+	}
+	in.Authority = g.authority(ca, where)
 	in.Authority.Archival = g.archival(g.ownerOf(ctx, in))
-	e := &Explanation{Principal: in.Caller.Principal, DN: in.Subject.DN, Decision: templates.Decide(in)}
+	e := &Explanation{Principal: in.Caller.Principal, DN: in.Subject.DN, Decision: templates.Decide(in), Signers: where.shares()}
 	if t := in.Snapshot.TemplateByName(template); t != nil && !t.EnrolleeSuppliesSubject() { // without names there is nothing to lint
 		key, err := sampleKey(t)
 		if err != nil {

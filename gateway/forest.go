@@ -46,7 +46,7 @@ func DirectoryConfig(cfg *config.Config) (c ldapsync.Config, err error) {
 
 // ChainOf returns the certificates above what a CA issues; nil for a CA that is not configured.
 func (g *Gateway) ChainOf(name string) []*x509.Certificate {
-	ca := g.CA(name)
+	ca := g.Signer(name)
 	if ca == nil {
 		return nil
 	}
@@ -54,6 +54,9 @@ func (g *Gateway) ChainOf(name string) []*x509.Certificate {
 	defer cancel()
 	if chain, err := ca.Issuer.Chain(ctx); err == nil {
 		return chain
+	}
+	if ca.Identity == nil {
+		return nil
 	}
 	return ca.Identity.Chain()
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit/witness"
 	"github.com/enrollgate/enrollgate/gateway/escrow/coverage"
+	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -26,6 +27,7 @@ type metrics struct {
 	held     prometheus.Gauge
 	witness  *prometheus.GaugeVec
 	alarm    *prometheus.GaugeVec
+	calls    *prometheus.HistogramVec
 }
 
 func newMetrics() *metrics {
@@ -50,7 +52,10 @@ func newMetrics() *metrics {
 		Help: "Lines of the audit log that a witness has cosigned."}, []string{"witness"})
 	m.alarm = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "enrollgate_audit_rolled_back",
 		Help: "1 if a witness has seen more lines of the audit log than there are: it was put back to an earlier state."}, []string{"witness"})
-	m.registry.MustRegister(m.witness, m.alarm, m.requests, m.duration, m.steps, m.policies, m.written, m.leavers, m.held, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "enrollgate_ca_call_duration_seconds",
+		Help: "Time of calls to CAs, by outcome: ok, failed, or open where it is not known whether the CA has issued.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)},
+		[]string{"ca", "call", "outcome"})
+	m.registry.MustRegister(m.calls, m.witness, m.alarm, m.requests, m.duration, m.steps, m.policies, m.written, m.leavers, m.held, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -66,7 +71,7 @@ func (m *metrics) witnessed(name string, lines int64, err error) {
 
 // watch adds gauges that are read from the gateway when somebody looks.
 func (m *metrics) watch(g *Gateway) {
-	m.registry.MustRegister(agentCollector{g}, coverageCollector{g},
+	m.registry.MustRegister(agentCollector{g}, coverageCollector{g}, caCollector{g},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "enrollgate_directory_age_seconds",
 			Help: "Age of the directory snapshot that decisions use; -1 before the first."}, func() float64 {
 			if s := g.Directory.Snapshot(); s != nil {
@@ -182,6 +187,18 @@ func publicationGauge(g *Gateway, name, help string, pick func(wanted, failing i
 		}
 		return float64(pick(wanted, failing))
 	})
+}
+
+// called counts a call to a CA.
+func (m *metrics) called(ca, call string, took time.Duration, err error) {
+	outcome := "ok"
+	switch {
+	case err != nil && call == "submit" && !upstream.IsNotIssued(err):
+		outcome = "open"
+	case err != nil:
+		outcome = "failed"
+	}
+	m.calls.WithLabelValues(ca, call, outcome).Observe(took.Seconds())
 }
 
 func (m *metrics) published(outcome string, n int) {

@@ -45,14 +45,14 @@ func (g *Gateway) facts(ctx context.Context, r *wcce.Request) (*templates.Reques
 // ledger knows; what the certificate says about itself, and what other CAs may have revoked, counts for nothing.
 func (g *Gateway) proof(ctx context.Context, cert *x509.Certificate) (templates.Proof, error) {
 	p := templates.Proof{Certificate: cert, Distrust: errors.New("no CA of this gateway has issued it")}
-	for _, ca := range g.CAs {
-		row, err := g.Ledger.BySerial(ctx, ca.Name, ledger.SerialText(cert))
+	for _, issuer := range g.issuers() {
+		row, err := g.Ledger.BySerial(ctx, issuer, ledger.SerialText(cert))
 		switch {
 		case errors.Is(err, ledger.ErrNotFound):
 			continue
 		case err != nil:
 			return p, hresult.Wrap(hresult.ServerUnavailable, err, "the ledger cannot be read; try again")
-		case !bytes.Equal(row.Certificate, cert.Raw):
+		case row.State != ledger.Issued || !bytes.Equal(row.Certificate, cert.Raw):
 			continue
 		}
 		now := g.now()
@@ -116,9 +116,9 @@ func (g *Gateway) Revoke(ctx context.Context, row *ledger.Row, actor string, rea
 
 // revoke is Revoke with words for the audit log.
 func (g *Gateway) revoke(ctx context.Context, row *ledger.Row, actor string, reason int, why string) error {
-	ca := g.CA(row.CA)
+	ca := g.Signer(row.Issuer)
 	if ca == nil {
-		return fmt.Errorf("request %d: there is no CA %q in the configuration", row.ID, row.CA)
+		return fmt.Errorf("request %d: there is no CA %q in the configuration", row.ID, row.Issuer)
 	}
 	cert, err := x509.ParseCertificate(row.Certificate)
 	if err != nil {

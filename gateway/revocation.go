@@ -1,26 +1,14 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow"
-)
-
-// Limits of what is fetched for a revocation check.
-const (
-	crlTimeout = 15 * time.Second
-	maxCRL     = 32 << 20
-	maxIssuer  = 64 << 10
+	"github.com/enrollgate/enrollgate/gateway/upstream/status"
 )
 
 // RevokedElsewhere asks the CRLs of other CAs about the agents, over HTTP from the certificates' distribution points (RFC 5280
@@ -31,7 +19,7 @@ func (g *Gateway) RevokedElsewhere(ctx context.Context) (revoked map[string]bool
 		return nil, nil, err
 	}
 	revoked, unknown = map[string]bool{}, map[string]error{}
-	client := &http.Client{Timeout: crlTimeout}
+	client := &http.Client{Timeout: status.Timeout}
 	for _, a := range agents {
 		if row, err := g.issuedHere(ctx, a.Certificate); err != nil {
 			return nil, nil, err
@@ -55,32 +43,13 @@ func (g *Gateway) onCRL(ctx context.Context, client *http.Client, a escrow.Agent
 	if err != nil {
 		return false, err
 	}
-	err = errors.New("the certificate names no revocation list that can be had over HTTP")
-	for _, url := range a.Certificate.CRLDistributionPoints {
-		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
-			continue
-		}
-		var der []byte
-		if der, err = fetch(ctx, client, url, maxCRL); err != nil {
-			continue
-		}
-		var list *x509.RevocationList
-		if list, err = x509.ParseRevocationList(der); err != nil {
-			continue
-		}
-		if err = list.CheckSignatureFrom(issuer); err != nil {
-			err = fmt.Errorf("%s: %w", url, err)
-			continue
-		}
-		if now := g.now(); now.After(list.NextUpdate) {
-			err = fmt.Errorf("%s: the revocation list has ended at %s", url, list.NextUpdate.UTC().Format(time.RFC3339))
-			continue
-		}
-		return slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool {
-			return e.SerialNumber.Cmp(a.Certificate.SerialNumber) == 0 && e.ReasonCode != removeFromCRL
-		}), nil
+	list, _, err := status.FetchCRL(ctx, client, a.Certificate, issuer, g.now())
+	if err != nil {
+		return false, err
 	}
-	return false, err
+	return slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool {
+		return e.SerialNumber.Cmp(a.Certificate.SerialNumber) == 0 && e.ReasonCode != removeFromCRL
+	}), nil
 }
 
 // removeFromCRL is the reason of an entry that takes another back (RFC 5280 5.3.1).
@@ -88,7 +57,7 @@ const removeFromCRL = 8
 
 // issuerOf is the certificate of who signed a certificate: one that the gateway knows, or one from where the certificate says.
 func (g *Gateway) issuerOf(ctx context.Context, client *http.Client, cert *x509.Certificate) (*x509.Certificate, error) {
-	for _, ca := range g.CAs {
+	for _, ca := range g.signers {
 		for _, c := range g.ChainOf(ca.Name) {
 			if cert.CheckSignatureFrom(c) == nil {
 				return c, nil
@@ -96,10 +65,10 @@ func (g *Gateway) issuerOf(ctx context.Context, client *http.Client, cert *x509.
 		}
 	}
 	for _, url := range cert.IssuingCertificateURL {
-		if !strings.HasPrefix(url, "http://") && !strings.HasPrefix(url, "https://") {
+		if !status.IsHTTP(url) {
 			continue
 		}
-		der, err := fetch(ctx, client, url, maxIssuer)
+		der, err := status.Fetch(ctx, client, url, status.MaxIssuer)
 		if err != nil {
 			continue
 		}
@@ -108,30 +77,4 @@ func (g *Gateway) issuerOf(ctx context.Context, client *http.Client, cert *x509.
 		}
 	}
 	return nil, errors.New("the certificate of its CA is not known, nor can be had from where the certificate says")
-}
-
-// fetch gets at most limit octets, DER or PEM.
-func fetch(ctx context.Context, client *http.Client, url string, limit int64) ([]byte, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
-	case int64(len(body)) > limit:
-		return nil, fmt.Errorf("%s: more than %d octets", url, limit)
-	}
-	if block, _ := pem.Decode(body); block != nil && bytes.HasPrefix(body, []byte("-----")) {
-		return block.Bytes, nil
-	}
-	return body, nil
 }

@@ -26,7 +26,6 @@ const (
 	idleTime        = 120 * time.Second
 	shutdownTime    = 10 * time.Second
 	housekeepPeriod = time.Second
-	maxResumeWait   = time.Minute
 )
 
 // Run serves until ctx ends, then finishes the requests under way. ready is called once the listeners are open.
@@ -42,10 +41,13 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { g.Forest.Run(ctx); return nil })
 	group.Go(func() error { g.housekeep(ctx); return nil })
-	group.Go(func() error { g.resumeLoop(ctx); return nil })
+	for _, signer := range g.signers {
+		group.Go(func() error { g.resumeLoop(ctx, signer); return nil })
+	}
 	group.Go(func() error { g.signLog(ctx); return nil })
 	group.Go(func() error { g.watchAgents(ctx); return nil })
 	group.Go(func() error { g.watchCoverage(ctx); return nil })
+	group.Go(func() error { g.watchCAs(ctx); return nil })
 	if g.Config.Publish.Enabled {
 		group.Go(func() error {
 			stop := context.AfterFunc(ctx, g.writer.Close) // a controller that does not answer holds nobody up
@@ -249,25 +251,6 @@ func (g *Gateway) publicHandler() http.Handler {
 func send(w http.ResponseWriter, contentType string, body []byte) {
 	w.Header().Set("Content-Type", contentType)
 	_, _ = w.Write(body)
-}
-
-// resumeLoop finishes requests, less and less often while a CA gives no answer.
-func (g *Gateway) resumeLoop(ctx context.Context) {
-	wait := housekeepPeriod
-	for {
-		answered, err := g.Resume(ctx)
-		if err != nil && ctx.Err() == nil {
-			g.Log.WithError(err).Error("unfinished requests cannot be resumed")
-		}
-		if wait = min(2*wait, maxResumeWait); answered {
-			wait = housekeepPeriod
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
-	}
 }
 
 // housekeep keeps what other processes change current and makes exchange keys ahead of time.

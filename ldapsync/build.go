@@ -78,7 +78,8 @@ func (b *builder) addService(dn string, a templates.Attributes) error {
 // addPKI takes a container or a list of CAs. Only the risk rules look at it: where its descriptor cannot be read they say
 // so, and nothing else depends on it.
 func (b *builder) addPKI(dn string, a templates.Attributes) {
-	b.snapshot.PKI = append(b.snapshot.PKI, templates.PKIObject{Name: a.First("cn"), DN: dn, Security: readableSecurity(a)})
+	certificates, _ := certificatesOf(a)
+	b.snapshot.PKI = append(b.snapshot.PKI, templates.PKIObject{Name: a.First("cn"), DN: dn, Security: readableSecurity(a), Certificates: certificates})
 }
 
 // readableSecurity is the object's descriptor, nil where it is missing or malformed.

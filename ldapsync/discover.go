@@ -44,6 +44,17 @@ func (d *Directory) discover(ctx context.Context) ([]candidate, error) {
 	return slices.Clone(d.found), nil
 }
 
+// Site is the Active Directory site whose controllers are preferred: the configured one, or the one that they say this machine is in;
+// "" while that is not known, and where controllers are not looked for in DNS.
+func (d *Directory) Site() string {
+	if d.config.Site != "" {
+		return d.config.Site
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ownSite
+}
+
 // site is the configured site, else the one that controllers say this machine is in.
 func (d *Directory) site(ctx context.Context, controllers []candidate) string {
 	if d.config.Site != "" {

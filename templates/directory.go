@@ -73,9 +73,10 @@ type OIDObject struct {
 // PKIObject is an object that says which CAs are trusted or what CAs can do: the containers of templates, OIDs and
 // services, NTAuthCertificates, and trusted roots ([MS-WCCE] 2.2.2.11).
 type PKIObject struct {
-	Name     string // cn
-	DN       string
-	Security *security.Descriptor // nil where it cannot be read
+	Name         string // cn
+	DN           string
+	Security     *security.Descriptor // nil where it cannot be read
+	Certificates []*x509.Certificate  // those that can be read
 }
 
 // EnrollmentService is a CA as the forest publishes it ([MS-WCCE] 2.2.2.11.2).

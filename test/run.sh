@@ -6,6 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=1
 
+# CAs that are Go modules of their own; the tests say so where one could not be built.
+for server in vaultserver estserver; do
+  test/upstreams/server.sh "$server" >/dev/null || true
+done
+
 inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/kill|test/stepca|test/certipy)$'
 e2e=github.com/enrollgate/enrollgate/test/e2e
 busy='AtOnce|Once|AStop|EachRole|EachAgent|Renew|SecondInstance|Published|Together|Twice'

@@ -13,42 +13,111 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
-	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/spf13/cobra"
 )
 
+const reasonHelp = "CRLReason of RFC 5280 5.3.1: 1 key compromise, 3 affiliation changed, 4 superseded, 5 cessation of operation"
+
 func (a *app) caCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "ca", Short: "Look at the CAs; make an embedded one; revoke certificates"}
-	cmd.AddCommand(a.caListCommand(), a.caCreateCommand(), a.caRevokeCommand(), a.caCRLCommand())
+	cmd.AddCommand(a.caListCommand(), a.caTestCommand(), a.caImportCommand(), a.caShadowCommand(), a.caCreateCommand(), a.caRevokeCommand(), a.caCRLCommand())
 	return cmd
 }
 
 func (a *app) caListCommand() *cobra.Command {
-	type caRow struct {
-		Name     string    `json:"name"`
-		Driver   string    `json:"driver"`
-		Subject  string    `json:"subject"`
-		NotAfter time.Time `json:"not_after"`
-	}
 	return &cobra.Command{
-		Use: "list", Short: "List the configured CAs", Args: exactArgs(),
+		Use: "list", Short: "List the CAs: whether they answer, what waits for them, until when certificates and revocation lists are good", Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withGateway(cmd, func(_ context.Context, g *gateway.Gateway) error {
-				rows := []caRow{}
-				for _, ca := range g.CAs {
-					cert := ca.Identity.Certificate()
-					rows = append(rows, caRow{ca.Name, "local", dn.Show(cert.RawSubject), cert.NotAfter.UTC()})
+			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				list, err := g.CAStatus(ctx)
+				if err != nil {
+					return err
 				}
-				return a.print(rows, func(w *tabwriter.Writer) {
-					row(w, "NAME", "DRIVER", "VALID UNTIL", "SUBJECT")
-					for _, r := range rows {
-						row(w, r.Name, r.Driver, day(r.NotAfter), r.Subject)
-					}
-				})
+				return a.print(list, func(w *tabwriter.Writer) { showCAs(w, list) })
 			})
 		},
+	}
+}
+
+func showCAs(w *tabwriter.Writer, list []gateway.CAStatus) {
+	row(w, "NAME", "DRIVER", "PUBLISHED", "STATE", "WAITING", "IN DOUBT", "VALID UNTIL", "CRL UNTIL", "OCSP", "SUBJECT")
+	for _, s := range list {
+		crl, ocsp := "-", "-"
+		if s.CRL != nil {
+			if crl = day(s.CRL.NextUpdate); s.CRL.Error != "" {
+				crl = "none"
+			}
+		}
+		if s.OCSP != nil {
+			if ocsp = s.OCSP.Status; s.OCSP.Error != "" {
+				ocsp = "none"
+			}
+		}
+		row(w, s.Name, s.Driver, yesNo(s.Published), s.State, s.Waiting, s.InDoubt, day(s.NotAfter), crl, ocsp, s.Subject)
+	}
+	for _, s := range list {
+		if s.Error != "" {
+			row(w, s.Name+": "+s.Error)
+		}
+		for _, text := range s.Advice {
+			row(w, s.Name+": "+text)
+		}
+	}
+}
+
+func (a *app) caTestCommand() *cobra.Command {
+	var template, principal string
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: "test NAME --template T --principal P", Short: "Let a CA sign a throw-away key, compare the certificate with the decision, revoke it", Args: exactArgs("NAME"),
+		Long: "Test decides for an account and a template as enrolling would, makes a key that is thrown away, and orders the certificate at the CA.\n" +
+			"It shows line by line what was decided and what came back. What differs is not handed out to clients; extensions in which the CA\n" +
+			"may follow its own profile are under tolerate in the CA's configuration. Exit code 6: something differs.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if template == "" || principal == "" {
+				return usage("name the template with --template and an account that may enroll with --principal")
+			}
+			return a.withDirectory(cmd, func(ctx context.Context, g *gateway.Gateway) error {
+				t, err := g.TestCA(ctx, args[0], template, principal, actor(), wait)
+				if err != nil {
+					return err
+				}
+				if err := a.print(t, func(w *tabwriter.Writer) { showCATest(w, t) }); err != nil {
+					return err
+				}
+				if t.State != ledger.Issued {
+					return &exitError{exitAttention, nil}
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&template, "template", "t", "", "name of the template")
+	cmd.Flags().StringVar(&principal, "principal", "", "the account whose names the certificate has")
+	cmd.Flags().DurationVar(&wait, "wait", time.Minute, "for how long the CA may let the order wait")
+	return cmd
+}
+
+func showCATest(w *tabwriter.Writer, t *gateway.CATest) {
+	row(w, "CA", t.CA)
+	row(w, "Request", t.Request)
+	row(w, "State", t.State)
+	if t.Message != "" {
+		row(w, "Message", t.Message)
+	}
+	row(w, "Names", t.Names)
+	if t.Serial == "" {
+		return
+	}
+	row(w, "Serial number", t.Serial)
+	row(w, "Revoked", yesNo(t.Revoked))
+	row(w)
+	row(w, "FIELD", "DECIDED", "RETURNED", "")
+	for _, l := range t.Lines {
+		row(w, l.Field, l.Decided, l.Returned, l.Verdict)
 	}
 }
 
@@ -149,7 +218,7 @@ func (a *app) caRevokeCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&ca, "ca", "", "name of the CA (default: the only one)")
-	cmd.Flags().IntVar(&reason, "reason", 0, "CRLReason of RFC 5280 5.3.1: 1 key compromise, 3 affiliation changed, 4 superseded, 5 cessation of operation")
+	cmd.Flags().IntVar(&reason, "reason", 0, reasonHelp)
 	return cmd
 }
 

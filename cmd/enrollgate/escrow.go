@@ -260,10 +260,10 @@ func (a *app) exchangeCommand() *cobra.Command {
 
 // caName is the named CA, or the only one.
 func caName(g *gateway.Gateway, name string) (string, error) {
-	if name == "" && len(g.CAs) == 1 {
+	if name == "" && len(g.Signers()) == 1 {
 		return g.CAs[0].Name, nil
 	}
-	if ca := g.CA(name); ca != nil {
+	if ca := g.Signer(name); ca != nil {
 		return ca.Name, nil
 	}
 	return "", usage("name one of the configured CAs with --ca, not %q", name)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -63,6 +64,9 @@ func showExplanation(w *tabwriter.Writer, e *gateway.Explanation) {
 	row(w, "Account", e.DN)
 	row(w, "Template", e.Template)
 	row(w, "CA", strings.Join(append([]string{e.CA}, e.OtherCAs...), ", or "))
+	if len(e.Signers) > 1 || e.Signers[0].CA != e.CA {
+		row(w, "Signed by", signers(e.Signers))
+	}
 	row(w, "Outcome", strings.ToUpper(string(e.Outcome)))
 	if p := e.Profile; e.Outcome != templates.Deny {
 		row(w, "Subject", p.SubjectText)
@@ -82,4 +86,21 @@ func showExplanation(w *tabwriter.Writer, e *gateway.Explanation) {
 	}
 	row(w)
 	printChecks(w, e.Checks)
+}
+
+// signers tells who signs, and how often.
+func signers(list []gateway.Share) string {
+	var first, then []string
+	for _, s := range list {
+		if s.Percent == 0 {
+			then = append(then, s.CA)
+		} else {
+			first = append(first, fmt.Sprintf("%s (%d%%)", s.CA, s.Percent))
+		}
+	}
+	text := strings.Join(first, " or ")
+	if len(then) > 0 {
+		text += "; where none takes the order: " + strings.Join(then, ", then ")
+	}
+	return text
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -16,11 +18,15 @@ func (a *app) requestsCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "requests", Short: "Look at certificate requests; approve or deny pending ones"}
 	var state string
 	var limit int
+	var inDoubt bool
 	list := &cobra.Command{
 		Use: "list", Short: "List requests, newest first", Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withGateway(cmd, func(ctx context.Context, g *gateway.Gateway) error {
 				rows, err := g.Ledger.List(ctx, ledger.State(state), limit)
+				if inDoubt {
+					rows, err = g.Ledger.InDoubt(ctx, limit)
+				}
 				if err != nil {
 					return err
 				}
@@ -28,15 +34,16 @@ func (a *app) requestsCommand() *cobra.Command {
 					rows = []*ledger.Row{}
 				}
 				return a.print(rows, func(w *tabwriter.Writer) {
-					row(w, "ID", "STATE", "CREATED", "CALLER", "TEMPLATE", "KEY ARCHIVED", "MESSAGE")
+					row(w, "ID", "STATE", "CREATED", "CALLER", "TEMPLATE", "SIGNED BY", "KEY ARCHIVED", "MESSAGE")
 					for _, r := range rows {
-						row(w, r.ID, r.State, day(r.Created), r.Caller, r.Template, yesNo(r.Archived), r.Message)
+						row(w, r.ID, r.State, day(r.Created), r.Caller, r.Template, r.Issuer, yesNo(r.Archived), cmp.Or(r.Doubt, r.Trouble, r.Message))
 					}
 				})
 			})
 		},
 	}
 	list.Flags().StringVar(&state, "state", "", "only requests in this state: open, pending, approved, waiting, issued, denied, failed")
+	list.Flags().BoolVar(&inDoubt, "in-doubt", false, "only those of which nobody can tell whether the CA has issued")
 	list.Flags().IntVar(&limit, "limit", 100, "at most this many")
 	show := &cobra.Command{
 		Use: "show ID", Short: "Show one request with every check of the decision", Args: exactArgs("ID"),
@@ -55,7 +62,7 @@ func (a *app) requestsCommand() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(list, show, a.decideCommand("approve", "Approve a pending request; its certificate is issued within a second", true),
-		a.decideCommand("deny", "Deny a pending request", false))
+		a.decideCommand("deny", "Deny a pending request", false), a.retryCommand(), a.settleCommand(), a.revokeCommand())
 	return cmd
 }
 
@@ -79,6 +86,24 @@ func showRequest(w *tabwriter.Writer, r *ledger.Row) {
 	row(w, "Caller", fmt.Sprintf("%s (%s)", r.Caller, r.CallerSID))
 	row(w, "Template", r.Template)
 	row(w, "CA", r.CA)
+	row(w, "Signed by", r.Issuer)
+	if len(r.Route) > 1 {
+		row(w, "Route", strings.Join(r.Route, ", else "))
+	}
+	if r.State == ledger.Waiting || r.State == ledger.Open {
+		if !r.Sent.IsZero() {
+			row(w, "Sent", r.Sent.Format(time.RFC3339))
+		}
+		if !r.Due.IsZero() {
+			row(w, "Asked again", r.Due.Format(time.RFC3339))
+		}
+	}
+	if r.Trouble != "" {
+		row(w, "Trouble", fmt.Sprintf("%s (%d times)", r.Trouble, r.Attempts))
+	}
+	if r.Doubt != "" {
+		row(w, "In doubt", r.Doubt)
+	}
 	row(w, "Key archived", yesNo(r.Archived))
 	if r.Profile.SubjectText != "" || len(r.Profile.SANs) > 0 {
 		row(w, "Subject", r.Profile.SubjectText)

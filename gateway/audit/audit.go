@@ -35,7 +35,10 @@ const (
 	RequestApproved   Event = "request-approved"
 	RequestRejected   Event = "request-rejected" // by a certificate manager
 	RequestFailed     Event = "request-failed"
+	OrderUncertain    Event = "order-uncertain" // nobody can tell whether the CA has issued
+	OrderSettled      Event = "order-settled"
 	CertIssued        Event = "certificate-issued"
+	CertsImported     Event = "certificates-imported"
 	CertRevoked       Event = "certificate-revoked"
 	LeaversConfirmed  Event = "leavers-confirmed" // by an operator, past the limits
 	KeyArchived       Event = "key-archived"

@@ -12,7 +12,7 @@ func (l *Line) Syslog(host string) (string, error) {
 	const facility, warning, notice = 10, 4, 5
 	severity := notice
 	switch l.Event {
-	case RequestDenied, RequestFailed, RequestRejected, RecoveryRefused:
+	case RequestDenied, RequestFailed, OrderUncertain, RequestRejected, RecoveryRefused:
 		severity = warning
 	}
 	text, err := l.leaf()

@@ -74,6 +74,7 @@ type Result struct {
 	CA                *x509.Certificate // as the policy published it
 
 	pending *Pending
+	retry   time.Duration // the server says not to ask before
 }
 
 // ErrNotArchived says that a certificate was issued although nothing confirms that its key was archived. It is not to be
@@ -197,6 +198,11 @@ func (s *session) poll(ctx context.Context, p *Pending) (*Result, error) {
 			return result, err
 		}
 		s.progress("pending", "request %s: %s", p.RequestID, result.Message)
+		if result.retry > s.PollInterval {
+			tick.Reset(result.retry)
+		} else {
+			tick.Reset(s.PollInterval)
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("waiting for request %s: %w", p.RequestID, ctx.Err())

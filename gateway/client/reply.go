@@ -27,7 +27,7 @@ func (s *session) result(p *Pending, reply *soap.TokenReply) (*Result, error) {
 		if r.RequestID == "" {
 			return nil, errors.New("the request is pending, but the reply does not say its number")
 		}
-		r.Pending = true
+		r.Pending, r.retry = true, reply.RetryAfter
 		return r, nil
 	}
 	if len(reply.PKCS7) == 0 {

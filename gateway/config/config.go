@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -35,6 +34,7 @@ type Config struct {
 	Directory        Directory   `yaml:"directory"`
 	Policy           Policy      `yaml:"policy"`
 	CAs              []CA        `yaml:"cas"`
+	Routes           []Route     `yaml:"routes"`
 	Lint             Lint        `yaml:"lint"`
 	AcceptRisk       []Risk      `yaml:"accept_risk"`
 	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
@@ -101,56 +101,6 @@ type AgentRule struct {
 // Lint is about the rules that a certificate has to satisfy before it is signed.
 type Lint struct {
 	Accept []string `yaml:"accept"` // rules whose findings are warnings only
-}
-
-// CA is one certification authority, by the name under which the directory publishes it.
-type CA struct {
-	Name     string  `yaml:"name"`
-	Driver   string  `yaml:"driver"`   // local (default), step-ca, cmp, aws-pca, acme, scep, adcs
-	Identity string  `yaml:"identity"` // ca, own or upstream; see EnrollmentIdentity
-	Local    LocalCA `yaml:"local"`
-	StepCA   StepCA  `yaml:"step_ca"`
-	CMP      CMP     `yaml:"cmp"`
-	AWSPCA   AWSPCA  `yaml:"aws_pca"`
-	ACME     ACME    `yaml:"acme"`
-	SCEP     SCEP    `yaml:"scep"`
-	ADCS     ADCS    `yaml:"adcs"`
-}
-
-// The enrollment identities: whose key signs exchange certificates and responses.
-const (
-	IdentityCA       = "ca"       // the CA's own, which only the embedded CA can
-	IdentityOwn      = "own"      // a small CA of the gateway's
-	IdentityUpstream = "upstream" // certificates that the CA issues to the gateway
-)
-
-// EnrollmentIdentity is Identity with its default: ca for the embedded CA, own for a foreign one.
-func (c CA) EnrollmentIdentity() string {
-	switch {
-	case c.Identity != "":
-		return c.Identity
-	case c.Driver == "" || c.Driver == "local":
-		return IdentityCA
-	}
-	return IdentityOwn
-}
-
-// StepCA is a step-ca server.
-type StepCA struct {
-	URL         string        `yaml:"url"`
-	Root        string        `yaml:"root"`
-	Provisioner string        `yaml:"provisioner"`
-	Key         string        `yaml:"key"`
-	Password    Secret        `yaml:"password"`
-	Timeout     time.Duration `yaml:"timeout"`
-}
-
-// LocalCA is the embedded CA.
-type LocalCA struct {
-	Certificate string        `yaml:"certificate"`
-	Key         string        `yaml:"key"`
-	Passphrase  Secret        `yaml:"passphrase"`
-	CRLValidity time.Duration `yaml:"crl_validity"`
 }
 
 // Escrow is how archived keys travel.
@@ -245,10 +195,7 @@ func (c *Config) resolve(dir string) {
 		paths = append(paths, &d.CAFile, &d.Bind.Keytab, &d.Bind.Password.File)
 	}
 	for i := range c.CAs {
-		l := &c.CAs[i].Local
-		s := &c.CAs[i].StepCA
-		paths = append(paths, &l.Certificate, &l.Key, &l.Passphrase.File, &s.Root, &s.Key, &s.Password.File)
-		paths = append(paths, c.CAs[i].protocolPaths()...)
+		paths = append(paths, c.CAs[i].paths()...)
 	}
 	for i := range c.Audit.Witnesses {
 		paths = append(paths, &c.Audit.Witnesses[i].CAFile)
@@ -284,31 +231,7 @@ func (c *Config) Check() []string {
 	c.Publish.check(need)
 	c.Leavers.check(need)
 	need(len(c.CAs) > 0, "cas: missing; name at least one CA as the directory publishes it")
-	seen := map[string]bool{}
-	for i, ca := range c.CAs {
-		need(ca.Name != "", "cas[%d].name: missing; it is the name of the pKIEnrollmentService object", i)
-		need(!seen[strings.ToLower(ca.Name)], "cas[%d].name: %q occurs twice", i, ca.Name)
-		seen[strings.ToLower(ca.Name)] = true
-		switch ca.Driver {
-		case "", "local":
-			need(ca.Local.Certificate != "" && ca.Local.Key != "", "cas[%d].local: certificate and key are needed", i)
-			need(ca.Local.Passphrase.Set() || pkcs11.IsURI(ca.Local.Key), "cas[%d].local.passphrase: missing (file or env); the CA key is kept encrypted", i)
-			need(ca.EnrollmentIdentity() == IdentityCA, "cas[%d].identity: %q is for a foreign CA; the embedded CA signs for itself (ca)", i, ca.Identity)
-		case "step-ca":
-			u, err := url.Parse(ca.StepCA.URL)
-			need(err == nil && u.Scheme == "https" && u.Host != "", "cas[%d].step_ca.url: %q is not https://HOST[:PORT]", i, ca.StepCA.URL)
-			need(ca.StepCA.Root != "", "cas[%d].step_ca.root: missing; it is step-ca's root certificate (step ca root root.pem)", i)
-			need(ca.StepCA.Provisioner != "" && ca.StepCA.Key != "", "cas[%d].step_ca: provisioner and key are needed: the name of a JWK provisioner and its encrypted key", i)
-			need(ca.StepCA.Password.Set(), "cas[%d].step_ca.password: missing (file or env); it decrypts the provisioner's key", i)
-			need(ca.StepCA.Timeout >= 0, "cas[%d].step_ca.timeout: %s is negative", i, ca.StepCA.Timeout)
-			identity := ca.EnrollmentIdentity()
-			need(identity == IdentityOwn || identity == IdentityUpstream, "cas[%d].identity: %q is not possible with a foreign CA, whose key the gateway does not hold; there are: own, upstream", i, ca.Identity)
-		case "cmp", "adcs", "scep", "acme", "aws-pca":
-			ca.checkProtocol(i, need)
-		default:
-			need(false, "cas[%d].driver: %q is unknown; there are: local, step-ca, cmp, adcs, scep, acme, aws-pca", i, ca.Driver)
-		}
-	}
+	c.checkCAs(need)
 	for i, rule := range c.EnrollmentAgents {
 		need(len(rule.Agents) > 0 && len(rule.Subjects) > 0 && len(rule.Templates) > 0,
 			"enrollment_agents[%d]: agents, subjects and templates are needed: who may enroll whom, by which templates", i)

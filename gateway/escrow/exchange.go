@@ -159,7 +159,7 @@ func (e *Escrow) certify(ca string, identity upstream.Identity, private pkcs11.K
 	if err != nil {
 		return nil, err
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, private) // a foreign CA wants proof of possession
+	csr, err := upstream.NewCSR(profile, private) // a foreign CA wants proof of possession
 	if err != nil {
 		return nil, fmt.Errorf("request exchange certificate: %w", err)
 	}

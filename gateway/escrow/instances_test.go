@@ -112,7 +112,7 @@ func claimEverything(t *testing.T, all []*instance, want int) {
 	if n := taken.Load(); n != int64(want) {
 		t.Errorf("%d requests were taken, by several gateways together, want %d", n, want)
 	}
-	if err := all[0].ledger.Release(background, rows[0].ID); err != nil {
+	if err := all[0].ledger.Release(background, rows[0].ID, time.Time{}); err != nil {
 		t.Error(err)
 	}
 	if ok, err := all[2].ledger.Claim(background, rows[0].ID, time.Now()); !ok || err != nil {

@@ -85,6 +85,14 @@ func (t *Template) text() string {
 	return strings.Join(parts, ", ")
 }
 
+// ExtensionText is an extension's value for people, in hexadecimal where it is not understood.
+func ExtensionText(oid string, der []byte) string {
+	if text, ok := extensionText(oid, der); ok {
+		return text
+	}
+	return hex.EncodeToString(der)
+}
+
 // extensionText decodes the extensions whose meaning is simple.
 func extensionText(oid string, der []byte) (string, bool) {
 	switch oid {

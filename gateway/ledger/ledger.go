@@ -62,11 +62,22 @@ type Row struct {
 	HResult     hresult.Code                 `json:"hresult"`
 	Message     string                       `json:"message,omitempty"`
 	DecidedBy   string                       `json:"decided_by,omitempty"`
-	CAToken     string                       `json:"ca_token,omitempty"`
-	Serial      string                       `json:"serial,omitempty"`
-	Certificate []byte                       `json:"certificate,omitempty"` // DER
-	NotAfter    time.Time                    `json:"not_after,omitzero"`
-	Revoked     time.Time                    `json:"revoked,omitzero"` // through the gateway
+	// Issuer is the CA that signs, which may be another than the one that the client addressed. Sent is when it was about to get
+	// the order; zero while it is certain that no CA has it.
+	Issuer  string    `json:"issuer,omitempty"`
+	Route   []string  `json:"route,omitempty"` // the CAs that may sign, in the order in which they are tried; empty: Issuer alone
+	Sent    time.Time `json:"sent,omitzero"`
+	CAToken string    `json:"ca_token,omitempty"` // how the CA names an order that it has not finished
+	Due     time.Time `json:"due,omitzero"`       // when the CA is asked next
+	// Attempts have failed in a row; Trouble is the last one's error.
+	Attempts int    `json:"attempts,omitempty"`
+	Trouble  string `json:"trouble,omitempty"`
+	// Doubt says why nobody can tell whether the CA has issued: the order is left alone until somebody settles it.
+	Doubt       string    `json:"doubt,omitempty"`
+	Serial      string    `json:"serial,omitempty"`
+	Certificate []byte    `json:"certificate,omitempty"` // DER
+	NotAfter    time.Time `json:"not_after,omitzero"`
+	Revoked     time.Time `json:"revoked,omitzero"` // through the gateway
 }
 
 // Ledger is the table of requests.
@@ -120,6 +131,14 @@ func (l *Ledger) Begin(ctx context.Context, r *Row, together func(tx *sql.Tx, id
 	if err != nil {
 		return 0, fmt.Errorf("ledger: %w", err)
 	}
+	route := ""
+	if len(r.Route) > 1 {
+		text, err := json.Marshal(r.Route)
+		if err != nil {
+			return 0, fmt.Errorf("ledger: %w", err)
+		}
+		route = string(text)
+	}
 	var id int64
 	err = l.db.Write(ctx, func(tx *sql.Tx) error {
 		now := l.now()
@@ -128,14 +147,14 @@ func (l *Ledger) Begin(ctx context.Context, r *Row, together func(tx *sql.Tx, id
 				return err
 			}
 		}
-		var claimed int64
-		if r.State == Open { // who records a request works on it
-			claimed = now.Add(ClaimTime).UnixMilli()
+		var claimed, sent int64
+		if r.State == Open { // who records a request works on it, and is about to send it
+			claimed, sent = now.Add(ClaimTime).UnixMilli(), now.UnixMilli()
 		}
 		if err := tx.QueryRow(`INSERT INTO requests (state, created, updated, caller, caller_sid, subject_sid, template, ca, transport, archived, fingerprint,
-			csr, profile, checks, key_hash, hresult, message, claimed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+			csr, profile, checks, key_hash, hresult, message, claimed, issuer, sent, route) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
 			string(r.State), now.UnixMilli(), now.UnixMilli(), r.Caller, string(r.CallerSID), string(r.SubjectSID), r.Template, r.CA, r.Transport, r.Archived,
-			r.Fingerprint, r.CSR, string(profile), string(checks), r.KeyHash, int64(r.HResult), r.Message, claimed).Scan(&id); err != nil {
+			r.Fingerprint, r.CSR, string(profile), string(checks), r.KeyHash, int64(r.HResult), r.Message, claimed, r.Issuer, sent, route).Scan(&id); err != nil {
 			return fmt.Errorf("ledger: %w", err)
 		}
 		if together != nil {
@@ -160,14 +179,23 @@ type Result struct {
 	Certificate *x509.Certificate
 	HResult     hresult.Code
 	Message     string
-	CAToken     string
 	Publish     []Target // where an issued certificate is wanted
+
+	// Of an order that is Waiting:
+	CAToken string
+	Due     time.Time // when to ask next
+	Unsent  bool      // it is certain that no CA has it
+	Trouble string    // why there is no answer
+	Doubt   string    // why nobody can tell whether there is a certificate
 }
 
 // Finish moves a request that is Open, Approved or Waiting to the result's state. It fails if somebody else did so before.
 func (l *Ledger) Finish(ctx context.Context, id int64, actor string, r Result) error {
 	return l.db.Write(ctx, func(tx *sql.Tx) error {
 		now := l.now()
+		if r.State == Waiting {
+			return wait(tx, id, actor, now, r)
+		}
 		var serial string
 		der, keyID := []byte(nil), []byte{}
 		var notAfter int64
@@ -177,8 +205,8 @@ func (l *Ledger) Finish(ctx context.Context, id int64, actor string, r Result) e
 			keyID = sum[:]
 		}
 		err := move(tx, id, now, []State{Open, Approved, Waiting}, r.State,
-			"hresult = ?, message = ?, ca_token = ?, serial = ?, certificate = ?, not_after = ?, key_id = ?, claimed = 0",
-			int64(r.HResult), r.Message, r.CAToken, serial, der, notAfter, keyID)
+			"hresult = ?, message = ?, serial = ?, certificate = ?, not_after = ?, key_id = ?, claimed = 0, doubt = '', trouble = ''",
+			int64(r.HResult), r.Message, serial, der, notAfter, keyID)
 		if err != nil {
 			return err
 		}
@@ -252,7 +280,8 @@ func joinStates(states []State) string {
 }
 
 const columns = `id, state, created, updated, caller, caller_sid, subject_sid, template, ca, transport, archived, fingerprint, csr,
-	profile, checks, key_hash, hresult, message, decided_by, ca_token, serial, certificate, not_after, revoked`
+	profile, checks, key_hash, hresult, message, decided_by, issuer, route, sent, ca_token, due,
+	attempts, trouble, doubt, serial, certificate, not_after, revoked`
 
 // Get returns one request, or ErrNotFound.
 func (l *Ledger) Get(ctx context.Context, id int64) (*Row, error) {
@@ -266,14 +295,27 @@ func (l *Ledger) Get(ctx context.Context, id int64) (*Row, error) {
 	return rows[0], nil
 }
 
-// BySerial returns the request that a certificate was issued for, or ErrNotFound.
-func (l *Ledger) BySerial(ctx context.Context, ca, serial string) (*Row, error) {
-	rows, err := l.query(ctx, "WHERE ca = ? AND serial = ?", ca, strings.ToLower(serial))
+// BySerial returns the request that a certificate was issued for, or ErrNotFound. It may be one that was not handed
+// out: the row's state says so.
+func (l *Ledger) BySerial(ctx context.Context, issuer, serial string) (*Row, error) {
+	rows, err := l.query(ctx, "WHERE serial = ? AND issuer = ?", strings.ToLower(serial), issuer)
 	if err != nil {
 		return nil, err
 	}
 	if len(rows) == 0 {
-		return nil, fmt.Errorf("certificate %s of CA %q: %w", serial, ca, ErrNotFound)
+		return nil, fmt.Errorf("certificate %s of CA %q: %w", serial, issuer, ErrNotFound)
+	}
+	return rows[0], nil
+}
+
+// NewestOf returns the request whose certificate a CA has issued last, or ErrNotFound.
+func (l *Ledger) NewestOf(ctx context.Context, issuer string) (*Row, error) {
+	rows, err := l.query(ctx, "WHERE issuer = ? AND state = 'issued' ORDER BY id DESC LIMIT 1", issuer)
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("CA %q: %w", issuer, ErrNotFound)
 	}
 	return rows[0], nil
 }
@@ -308,67 +350,46 @@ func (l *Ledger) List(ctx context.Context, state State, limit int) ([]*Row, erro
 	return l.query(ctx, "WHERE state = ? ORDER BY id DESC LIMIT ?", string(state), limit)
 }
 
-// Unfinished returns the requests that a CA has yet to answer, oldest first.
-func (l *Ledger) Unfinished(ctx context.Context, limit int) ([]*Row, error) {
-	return l.query(ctx, "WHERE state IN ('open', 'approved', 'waiting') ORDER BY id LIMIT ?", limit)
-}
-
-// ClaimTime is how long one gateway has an unfinished request for itself. It ends with an answer of the CA, or that there is
-// none; after it, another one takes the request over.
-const ClaimTime = 30 * time.Second
-
-// Claim takes an unfinished request, so that of several gateways only one asks the CA about it at a time. It tells whether the
-// caller has got it: not where another has it, or it has ended. A claim that ends until void counts for nothing.
-func (l *Ledger) Claim(ctx context.Context, id int64, void time.Time) (ok bool, err error) {
-	err = l.db.Write(ctx, func(tx *sql.Tx) error {
-		res, err := tx.Exec("UPDATE requests SET claimed = ? WHERE id = ? AND state IN ('open', 'approved', 'waiting') AND claimed <= ?",
-			l.now().Add(ClaimTime).UnixMilli(), id, void.UnixMilli())
-		if err != nil {
-			return fmt.Errorf("ledger: request %d: %w", id, err)
-		}
-		n, err := res.RowsAffected()
-		ok = n == 1
-		return err
-	})
-	return ok && err == nil, err
-}
-
-// Release gives a claim back: the request is as it was, for whoever comes next.
-func (l *Ledger) Release(ctx context.Context, id int64) error {
-	return l.db.Write(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.Exec("UPDATE requests SET claimed = 0 WHERE id = ?", id); err != nil {
-			return fmt.Errorf("ledger: request %d: %w", id, err)
-		}
-		return nil
-	})
-}
-
 func (l *Ledger) query(ctx context.Context, where string, args ...any) ([]*Row, error) {
 	rows, err := l.db.SQL.QueryContext(ctx, "SELECT "+columns+" FROM requests "+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("ledger: %w", err)
 	}
+	return scan(rows)
+}
+
+// scan reads rows of columns.
+func scan(rows *sql.Rows) ([]*Row, error) {
 	defer rows.Close()
 	var out []*Row
 	for rows.Next() {
 		r := &Row{}
-		var created, updated, code, notAfter, revoked int64
-		var profile, checks string
+		var created, updated, code, sent, due, notAfter, revoked int64
+		var profile, checks, route string
 		if err := rows.Scan(&r.ID, &r.State, &created, &updated, &r.Caller, &r.CallerSID, &r.SubjectSID, &r.Template, &r.CA, &r.Transport, &r.Archived,
-			&r.Fingerprint, &r.CSR, &profile, &checks, &r.KeyHash, &code, &r.Message, &r.DecidedBy, &r.CAToken, &r.Serial, &r.Certificate, &notAfter, &revoked); err != nil {
+			&r.Fingerprint, &r.CSR, &profile, &checks, &r.KeyHash, &code, &r.Message, &r.DecidedBy, &r.Issuer, &route, &sent, &r.CAToken, &due,
+			&r.Attempts, &r.Trouble, &r.Doubt, &r.Serial, &r.Certificate, &notAfter, &revoked); err != nil {
 			return nil, fmt.Errorf("ledger: %w", err)
 		}
 		if err := errors.Join(json.Unmarshal([]byte(profile), &r.Profile), json.Unmarshal([]byte(checks), &r.Checks)); err != nil {
 			return nil, fmt.Errorf("ledger: request %d: %w", r.ID, err)
 		}
+		if route != "" {
+			if err := json.Unmarshal([]byte(route), &r.Route); err != nil {
+				return nil, fmt.Errorf("ledger: request %d: %w", r.ID, err)
+			}
+		}
 		r.Created, r.Updated, r.HResult = time.UnixMilli(created).UTC(), time.UnixMilli(updated).UTC(), hresult.Code(code)
-		if notAfter != 0 {
-			r.NotAfter = time.UnixMilli(notAfter).UTC()
-		}
-		if revoked != 0 {
-			r.Revoked = time.UnixMilli(revoked).UTC()
-		}
+		r.Sent, r.Due, r.NotAfter, r.Revoked = at(sent), at(due), at(notAfter), at(revoked)
 		out = append(out, r)
 	}
 	return out, rows.Err()
+}
+
+// at is a time in Unix milliseconds; the zero time where that is 0.
+func at(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
 }

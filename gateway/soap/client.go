@@ -8,7 +8,9 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
@@ -45,7 +47,11 @@ func (c *Client) RequestToken(ctx context.Context, url string, req TokenRequest)
 	if err != nil {
 		return nil, err
 	}
-	return decodeTokenReply(env.body)
+	t, err := decodeTokenReply(env.body)
+	if err == nil && t.Pending {
+		t.RetryAfter = env.retryAfter
+	}
+	return t, err
 }
 
 // KeyExchange gets the DER of the exchange certificate from the enrollment service at url.
@@ -88,6 +94,9 @@ func (c *Client) call(ctx context.Context, url, action, replyAction string, body
 	env, err := parseEnvelope(raw, replyLimits)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", url, err)
+	}
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		env.retryAfter = time.Duration(min(seconds, 86400)) * time.Second
 	}
 	switch {
 	case env.body.is(nsSOAP, "Fault"):

@@ -3,6 +3,7 @@ package soap
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
@@ -15,6 +16,7 @@ type envelope struct {
 	body      *element // first child of Body
 	// credentials are those of the message; nil where it has none.
 	credentials *UsernameToken
+	retryAfter  time.Duration // of the HTTP answer that it came in
 }
 
 // soapFault is an error about the message itself, which has its own fault code (SOAP 1.2 part 1, 5.4.6).

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -62,6 +63,7 @@ type exchange struct {
 	policy bool   // for the policy service
 	ca     string // for the enrollment service of this CA
 	reply  reply
+	retry  time.Duration // RetryAfter of the answer
 }
 
 // ServeHTTP routes by path and method, before anything is read.
@@ -121,6 +123,9 @@ func (h *handler) answer(w http.ResponseWriter, x *exchange) {
 	}
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	if x.retry > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(x.retry.Seconds()+0.999)))
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client may be gone; what was decided is in the ledger
 }
@@ -227,6 +232,9 @@ func (h *handler) token(ctx context.Context, x *exchange, env *envelope) ([]byte
 	}
 	if err != nil {
 		return nil, err
+	}
+	if t.Pending {
+		x.retry = t.RetryAfter
 	}
 	if t.Pending && t.Reference == "" {
 		own := *t

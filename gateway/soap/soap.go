@@ -119,6 +119,9 @@ type TokenReply struct {
 	Certificate []byte // DER of the issued certificate; nil while pending
 	// Reference is where to ask again while pending; the handler fills in its own address.
 	Reference string
+	// RetryAfter is when asking again is worth it, while pending; 0 where nobody knows. It travels as the HTTP header of that name
+	// (RFC 9110 10.2.3), for the protocol has no place for it.
+	RetryAfter time.Duration
 }
 
 // Backend does what the messages ask for. Errors should be *hresult.Error, or wrap one; a RequestError adds the

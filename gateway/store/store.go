@@ -16,8 +16,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
+	"slices"
 	"sync"
+	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 )
@@ -97,7 +101,8 @@ func provider(handle *sql.DB, kind Kind) (*goose.Provider, error) {
 }
 
 // Write runs do inside a transaction and returns when it is durable. Writes of other callers may share the
-// transaction; each stands or falls alone. If ctx ends first, the write may still happen.
+// transaction; each stands or falls alone. If ctx ends first, the write may still happen. do may be run again where the database
+// asks for that: what it has set outside the transaction counts from its last run.
 func (db *DB) Write(ctx context.Context, do func(*sql.Tx) error) error {
 	j := &job{do: do, result: make(chan error, 1)}
 	select {
@@ -157,25 +162,45 @@ func (db *DB) gather(first *job) []*job {
 
 func (db *DB) commit(group []*job) {
 	results := make([]error, len(group))
-	err := func() error {
-		tx, err := db.begin(context.Background())
-		if err != nil {
-			return err
-		}
-		defer tx.Rollback()
-		for i, j := range group {
-			if results[i], err = savepoint(tx, j.do); err != nil {
-				return err
-			}
-		}
-		return tx.Commit()
-	}()
+	err := db.try(group, results)
+	for n := 1; n < maxTries && (retryable(err) || slices.ContainsFunc(results, retryable)); n++ {
+		time.Sleep(rand.N(time.Duration(n) * retryWait))
+		err = db.try(group, results)
+	}
 	for i, j := range group {
 		if err != nil {
 			results[i] = fmt.Errorf("write to the database: %w", err)
 		}
 		j.result <- results[i]
 	}
+}
+
+// Databases that speak PostgreSQL's protocol may end any transaction because of another one; it is then done again.
+const (
+	maxTries  = 10
+	retryWait = 20 * time.Millisecond
+)
+
+// try does a group in one transaction.
+func (db *DB) try(group []*job, results []error) error {
+	tx, err := db.begin(context.Background())
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	for i, j := range group {
+		if results[i], err = savepoint(tx, j.do); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+// retryable tells whether a transaction certainly has not happened, and may well happen at the next attempt: a serialization
+// failure or a deadlock.
+func retryable(err error) bool {
+	e, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (e.Code == "40001" || e.Code == "40P01")
 }
 
 // begin opens the writing transaction. It waits for that of another process.

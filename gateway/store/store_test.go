@@ -99,3 +99,43 @@ func TestTwoProcessesWrite(t *testing.T) {
 		t.Errorf("%d rows, want 100", n)
 	}
 }
+
+// A database that ends transactions because of others gets them again: a write happens once, and so do those that shared the transaction.
+func TestAnEndedTransactionIsDoneAgain(t *testing.T) {
+	db := storetest.Open(t)
+	if db.Kind != store.Postgres {
+		t.Skip("SQLite ends no transaction because of another")
+	}
+	var tries, wrong int
+	write := func(do func(tx *sql.Tx) error) chan error {
+		done := make(chan error, 1)
+		go func() { done <- db.Write(context.Background(), do) }()
+		return done
+	}
+	failing := write(func(tx *sql.Tx) error {
+		if tries++; tries < 4 {
+			if _, err := tx.Exec("DO $$ BEGIN RAISE EXCEPTION 'restart transaction' USING ERRCODE = '40001'; END $$"); err != nil {
+				return err
+			}
+		}
+		return insert("a")(tx)
+	})
+	refused := write(func(tx *sql.Tx) error {
+		wrong++
+		return errors.New("never")
+	})
+	for _, serial := range []string{"b", "c"} {
+		if err := <-write(insert(serial)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-failing; err != nil || tries != 4 {
+		t.Errorf("%d tries, %v", tries, err)
+	}
+	if err := <-refused; err == nil || err.Error() != "never" {
+		t.Errorf("%v", err)
+	}
+	if n := count(t, db); n != 3 {
+		t.Errorf("%d rows", n)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ func Compare(order Order, cert *x509.Certificate, t Tolerance) error {
 	switch {
 	case !ok || !key.Equal(order.PublicKey):
 		return errors.New("the public key is not that of the request")
-	case !sameName(cert.RawSubject, p.Subject):
+	case !SameName(cert.RawSubject, p.Subject):
 		return fmt.Errorf("the subject is %q, decided was %q", dn.Show(cert.RawSubject), p.SubjectText)
 	case cert.NotAfter.After(p.NotAfter.Add(time.Minute)):
 		return fmt.Errorf("it ends at %s, decided was %s", cert.NotAfter.UTC().Format(time.RFC3339), p.NotAfter.UTC().Format(time.RFC3339))
@@ -78,10 +79,9 @@ func Compare(order Order, cert *x509.Certificate, t Tolerance) error {
 		oid := e.Id.String()
 		i := slices.IndexFunc(p.Extensions, func(d templates.Extension) bool { return d.OID == oid })
 		switch {
-		case i >= 0 && (p.Extensions[i].Critical != e.Critical && !tightened(oid, e.Critical) || !sameExtension(oid, p.Extensions[i].Value, e.Value)) &&
-			!slices.Contains(t.Changed, oid):
+		case i >= 0 && !SameExtension(p.Extensions[i], e) && !slices.Contains(t.Changed, oid):
 			return fmt.Errorf("extension %s differs", extensionName(oid))
-		case i < 0 && !slices.Contains(ownedByCA, oid) && !slices.Contains(t.Added, oid):
+		case i < 0 && !OwnedByCA(oid) && !slices.Contains(t.Added, oid):
 			return fmt.Errorf("extension %s was not decided", extensionName(oid))
 		}
 		found[oid] = true
@@ -93,6 +93,14 @@ func Compare(order Order, cert *x509.Certificate, t Tolerance) error {
 	}
 	return nil
 }
+
+// SameExtension tells whether a certificate's extension is as decided.
+func SameExtension(decided templates.Extension, e pkix.Extension) bool {
+	return (decided.Critical == e.Critical || tightened(decided.OID, e.Critical)) && sameExtension(decided.OID, decided.Value, e.Value)
+}
+
+// OwnedByCA tells whether an extension is the CA's to choose.
+func OwnedByCA(oid string) bool { return slices.Contains(ownedByCA, oid) }
 
 // tightened tells whether criticality is only more than was decided, in an extension that every verifier knows.
 func tightened(oid string, critical bool) bool { return critical && oid == wcce.OIDKeyUsage }
@@ -150,9 +158,9 @@ type attribute struct {
 	value string
 }
 
-// sameName tells whether two Names have the same attributes with the same text in the same order. Case and spaces count:
+// SameName tells whether two Names have the same attributes with the same text in the same order. Case and spaces count:
 // what Windows and its administrators compare is the text.
-func sameName(a, b []byte) bool {
+func SameName(a, b []byte) bool {
 	if bytes.Equal(a, b) {
 		return true
 	}

@@ -2,10 +2,14 @@ package upstream
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
 	"fmt"
 	"slices"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
@@ -17,7 +21,7 @@ func CarriedByCSR(order Order, ignore []string) error {
 	if err != nil {
 		return err
 	}
-	if !sameName(csr.RawSubject, order.Profile.Subject) {
+	if !SameName(csr.RawSubject, order.Profile.Subject) {
 		return fmt.Errorf("the CA takes the subject from the request, which says %q; decided is %q", dn.Show(csr.RawSubject), order.Profile.SubjectText)
 	}
 	requested := map[string][]byte{}
@@ -41,4 +45,18 @@ func CarriedByCSR(order Order, ignore []string) error {
 		}
 	}
 	return nil
+}
+
+// NewCSR makes a PKCS#10 request that says what was decided, so that every CA can carry it. It is for the gateway's own certificates:
+// clients make their requests themselves.
+func NewCSR(p templates.CertificateProfile, key crypto.Signer) ([]byte, error) {
+	csr := &x509.CertificateRequest{RawSubject: p.Subject}
+	for _, d := range p.Extensions {
+		x, err := d.X509()
+		if err != nil {
+			return nil, err
+		}
+		csr.ExtraExtensions = append(csr.ExtraExtensions, x)
+	}
+	return x509.CreateCertificateRequest(rand.Reader, csr, key)
 }

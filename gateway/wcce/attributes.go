@@ -1,6 +1,7 @@
 package wcce
 
 import (
+	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -198,4 +199,20 @@ func (t *Template) readInfo(der []byte) error {
 		return errors.New("malformed")
 	}
 	return nil
+}
+
+// CertificateTemplate is the template that a certificate's extensions name; an empty one where they name none.
+func CertificateTemplate(cert *x509.Certificate) (t Template, err error) {
+	for _, e := range cert.Extensions {
+		switch e.Id.String() {
+		case OIDTemplateName:
+			t.Name, err = readTemplateName(e.Value)
+		case OIDTemplateInfo:
+			err = t.readInfo(e.Value)
+		}
+		if err != nil {
+			return t, fmt.Errorf("the certificate's template: %w", err)
+		}
+	}
+	return t, nil
 }

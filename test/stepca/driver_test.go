@@ -26,6 +26,7 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
 var background = context.Background()
@@ -99,7 +100,7 @@ func TestALostAnswerNeverLeadsToASecondCertificate(t *testing.T) {
 	s := server.Start(t, stepca.Template)
 	ca := s.Issuer(t)
 	o := order(t, "7-ff", testpki.RSA(t, 2048), &x509.CertificateRequest{})
-	s.Proxy.LoseAnswers(1)
+	s.Proxy.Make(proxy.Lost, 1, server.IsSign)
 	if r, err := ca.Submit(background, o); err == nil {
 		t.Fatalf("the answer was not lost: %+v", r)
 	}
@@ -120,7 +121,7 @@ func TestALostAnswerNeverLeadsToASecondCertificate(t *testing.T) {
 	o = order(t, "9-ff", testpki.RSA(t, 2048), &x509.CertificateRequest{})
 	o.Profile.NotAfter = time.Now().Add(2 * time.Second)
 	o.Profile.NotBefore = time.Now().Add(-time.Hour)
-	s.Proxy.LoseAnswers(1)
+	s.Proxy.Make(proxy.Lost, 1, server.IsSign)
 	if r, err := ca.Submit(background, o); err == nil {
 		t.Fatalf("the answer was not lost: %+v", r)
 	}

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -29,6 +30,7 @@ import (
 	"github.com/enrollgate/enrollgate/test/inlab"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -332,18 +334,20 @@ func splice(t testing.TB, der, old, replacement []byte) []byte {
 func TestALostAnswerIsFoundWithTheSameCertificate(t *testing.T) {
 	inlab.Need(t)
 	s := server.Start(t, stepca.Template)
-	w := gateway(t, s, "own")
-	alice := w.Client(t, "alice")
+	alice := gateway(t, s, "own").Client(t, "alice")
 	der, key := world.Request(t, "LabUserSMIME", alice.Exchange(t))
-	s.Proxy.LoseAnswers(1)
+	s.Proxy.Make(proxy.Lost, 1, server.IsSign)
 	reply, err := alice.Submit(t, der)
-	if err != nil || !reply.Pending {
+	if err != nil || !reply.Pending || reply.RetryAfter == 0 {
 		t.Fatalf("%+v, %v", reply, err)
 	}
-	if answered, err := w.Resume(background); err != nil || !answered {
-		t.Fatal(answered, err)
+	for range 100 { // the gateway asks again by itself
+		if reply, err = alice.Poll(t, reply.RequestID); err != nil || !reply.Pending {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	if reply, err = alice.Poll(t, reply.RequestID); err != nil || reply.Pending {
+	if err != nil || reply.Pending {
 		t.Fatalf("%+v, %v", reply, err)
 	}
 	cert := testpki.Cert(t, reply.Certificate)

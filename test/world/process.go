@@ -24,6 +24,8 @@ type Process struct {
 	world *World
 	// Dir is where the process runs; "" is the test's.
 	Dir string
+	// Port is where the process serves HTTPS; "" is the usual one.
+	Port string
 
 	binary string
 	config string
@@ -48,6 +50,14 @@ func NewProcess(t testing.TB, w *World, config string) *Process {
 	return p
 }
 
+// Twin is another process of the same program, with a configuration of its own.
+func (p *Process) Twin(t testing.TB, config, port string) *Process {
+	t.Helper()
+	twin := &Process{world: p.world, config: config, binary: p.binary, Port: port}
+	t.Cleanup(twin.Kill)
+	return twin
+}
+
 // Command is another command of the program, with the same configuration.
 func (p *Process) Command(args ...string) *exec.Cmd {
 	return exec.Command(p.binary, append(args, "--config", p.config)...)
@@ -66,7 +76,7 @@ func (p *Process) Start(t testing.TB) {
 	client := p.world.HTTP()
 	client.Timeout = time.Second
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		resp, err := client.Get("https://" + Env("LAB_GATEWAY") + "/healthz")
+		resp, err := client.Get("https://" + Env("LAB_GATEWAY") + p.Port + "/healthz")
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {

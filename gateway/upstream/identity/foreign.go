@@ -135,7 +135,7 @@ func (f *foreign) renew(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, f.key)
+	csr, err := upstream.NewCSR(profile, f.key)
 	if err != nil {
 		return err
 	}

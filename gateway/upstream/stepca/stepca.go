@@ -12,7 +12,6 @@
 package stepca
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -25,17 +24,15 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
+	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
@@ -60,15 +57,11 @@ type Options struct {
 
 // CA is a step-ca server. It implements upstream.Issuer and upstream.Checker.
 type CA struct {
-	o    Options
-	base string
-	key  *provisionerKey
-	pool *x509.CertPool
-	http *http.Client
-
-	mu      sync.Mutex // guards chain, fetched
-	chain   []*x509.Certificate
-	fetched time.Time
+	o     Options
+	base  string
+	key   *provisionerKey
+	web   *web.Client
+	chain *chain.Keeper
 }
 
 // New reads the key and the saved chain. It does not connect: a CA that is down must not keep the gateway from starting.
@@ -77,26 +70,21 @@ func New(o Options) (*CA, error) {
 	if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
 		return nil, fmt.Errorf("CA %q: the address %q is not https://HOST[:PORT]", o.Name, o.URL)
 	}
-	if len(o.Roots) == 0 {
-		return nil, fmt.Errorf("CA %q: no root certificate", o.Name)
-	}
-	if o.Timeout == 0 {
-		o.Timeout = 15 * time.Second
-	}
-	ca := &CA{o: o, base: "https://" + u.Host, pool: x509.NewCertPool()}
-	for _, c := range o.Roots {
-		ca.pool.AddCert(c)
-	}
+	ca := &CA{o: o, base: "https://" + u.Host}
 	if ca.key, err = readKey(o.Key, o.Password); err != nil {
 		return nil, fmt.Errorf("CA %q: %w", o.Name, err)
 	}
 	ca.o.Key, ca.o.Password = nil, nil
-	ca.http = &http.Client{
-		Timeout:       o.Timeout,
-		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, MinVersion: tls.VersionTLS12}, MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("step-ca does not redirect") },
+	if ca.chain, err = chain.New(chain.Options{CA: o.Name, Roots: o.Roots, Fetch: ca.fetchChain, File: o.ChainFile, Now: o.Now}); err != nil {
+		return nil, err
 	}
-	ca.loadChain()
+	pool := x509.NewCertPool()
+	for _, c := range o.Roots {
+		pool.AddCert(c)
+	}
+	if ca.web, err = web.New(web.Options{CA: o.Name, URL: ca.base, TLS: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, Timeout: o.Timeout}); err != nil {
+		return nil, err
+	}
 	return ca, nil
 }
 
@@ -146,12 +134,14 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	}
 	first := base64.RawURLEncoding.EncodeToString(sum[:16])
 	result, err := ca.sign(ctx, order, first)
-	if !isStatus(err, http.StatusUnauthorized) {
+	if web.Status(err) != http.StatusUnauthorized {
 		return ca.outcome(result, err)
 	}
 	// 401 is either a used token or one that step-ca does not accept at all; it tells nobody which. A new token decides.
-	result, err = ca.sign(ctx, order, first+"."+randomID())
-	if isStatus(err, http.StatusBadRequest) || isStatus(err, http.StatusForbidden) {
+	if result, err = ca.sign(ctx, order, first+"."+randomID()); upstream.IsNotIssued(err) {
+		err = errors.New(err.Error()) // now; before, perhaps
+	}
+	if status := web.Status(err); status == http.StatusBadRequest || status == http.StatusForbidden {
 		serial, errSerial := serialOf(order)
 		if errSerial != nil {
 			return upstream.Result{}, errSerial
@@ -167,13 +157,17 @@ const reasonCessation = 5 // cessationOfOperation (RFC 5280 5.3.1)
 
 // outcome tells a final refusal from an answer that is not known.
 func (ca *CA) outcome(result upstream.Result, err error) (upstream.Result, error) {
-	if e, ok := errors.AsType[*statusError](err); ok && (e.status == http.StatusBadRequest || e.status == http.StatusForbidden) {
-		return upstream.Result{State: upstream.Refused, Reason: e.message}, nil
+	if e, ok := errors.AsType[*web.StatusError](err); ok && (e.Status == http.StatusBadRequest || e.Status == http.StatusForbidden) {
+		return upstream.Result{State: upstream.Refused, Reason: e.Message}, nil
 	}
-	if err != nil {
-		return upstream.Result{}, fmt.Errorf("CA %q: %w", ca.o.Name, err)
+	switch wrapped := fmt.Errorf("CA %q: %w", ca.o.Name, err); {
+	case err == nil:
+		return result, nil
+	case upstream.IsNotIssued(err):
+		return upstream.Result{}, upstream.NotIssued(wrapped)
+	default:
+		return upstream.Result{}, wrapped
 	}
-	return result, nil
 }
 
 // Find is Submit: the same order gives the same certificate.
@@ -216,14 +210,9 @@ func (ca *CA) sign(ctx context.Context, order upstream.Order, tokenID string) (u
 		return upstream.Result{}, errors.New("step-ca answered without a certificate")
 	}
 	cert := answer.Chain[0].Certificate
-	chain, err := ca.verify(answer.Chain[1:])
-	if err != nil {
+	if err := ca.chain.Check(ctx, cert, certificates(answer.Chain[1:])); err != nil {
 		return upstream.Result{}, err
 	}
-	if err := cert.CheckSignatureFrom(chain[0]); err != nil {
-		return upstream.Result{}, fmt.Errorf("the certificate is not signed by %q: %w", chain[0].Subject, err)
-	}
-	ca.keepChain(chain)
 	if cert.SerialNumber.Cmp(serial) != 0 {
 		reason := fmt.Sprintf("step-ca did not use the serial number of the order: its provisioner %q does not have enrollgate's X.509 template", ca.o.Provisioner)
 		if err := ca.Revoke(ctx, cert.SerialNumber, reasonCessation); err != nil {
@@ -245,7 +234,7 @@ func (ca *CA) Revoke(ctx context.Context, serial *big.Int, reason int) error {
 		return fmt.Errorf("CA %q: %w", ca.o.Name, err)
 	}
 	err = ca.call(ctx, http.MethodPost, "/1.0/revoke", map[string]any{"serial": text, "ott": token, "reasonCode": reason, "passive": true}, nil)
-	if e, ok := errors.AsType[*statusError](err); ok && e.status == http.StatusBadRequest && strings.Contains(e.message, "already revoked") {
+	if e, ok := errors.AsType[*web.StatusError](err); ok && e.Status == http.StatusBadRequest && strings.Contains(e.Message, "already revoked") {
 		return nil
 	}
 	if err != nil {
@@ -254,96 +243,26 @@ func (ca *CA) Revoke(ctx context.Context, serial *big.Int, reason int) error {
 	return nil
 }
 
-// chainAge is for how long a chain is used without asking again.
-const chainAge = time.Hour
-
 // Chain returns the issuing certificate and those above it. While step-ca cannot be asked the last known chain is returned.
-func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) {
-	ca.mu.Lock()
-	known, fetched := ca.chain, ca.fetched
-	ca.mu.Unlock()
-	if known != nil && ca.o.Now().Sub(fetched) < chainAge {
-		return known, nil
-	}
+func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) { return ca.chain.Get(ctx) }
+
+func (ca *CA) fetchChain(ctx context.Context) ([]*x509.Certificate, error) {
 	var answer struct {
 		Certificates []certificate `json:"crts"`
 	}
-	err := ca.call(ctx, http.MethodGet, "/1.0/intermediates", nil, &answer)
-	var chain []*x509.Certificate
-	if err == nil {
-		chain, err = ca.verify(answer.Certificates)
+	if err := ca.call(ctx, http.MethodGet, "/1.0/intermediates", nil, &answer); err != nil {
+		return nil, err
 	}
-	switch {
-	case err == nil:
-		ca.keepChain(chain)
-		return chain, nil
-	case known != nil:
-		ca.mu.Lock()
-		ca.fetched = ca.o.Now().Add(time.Minute - chainAge) // ask again in a minute
-		ca.mu.Unlock()
-		return known, nil
-	}
-	return nil, fmt.Errorf("CA %q: %w", ca.o.Name, err)
+	return certificates(answer.Certificates), nil
 }
 
-// verify orders the certificates from the issuing one, which step-ca names first, to a pinned root.
-func (ca *CA) verify(list []certificate) ([]*x509.Certificate, error) {
-	if len(list) == 0 || list[0].Certificate == nil {
-		return nil, errors.New("step-ca named no intermediate certificate")
-	}
-	between := x509.NewCertPool()
-	for _, c := range list[1:] {
+func certificates(list []certificate) (out []*x509.Certificate) {
+	for _, c := range list {
 		if c.Certificate != nil {
-			between.AddCert(c.Certificate)
+			out = append(out, c.Certificate)
 		}
 	}
-	issuing := list[0].Certificate
-	chains, err := issuing.Verify(x509.VerifyOptions{Roots: ca.pool, Intermediates: between, CurrentTime: ca.o.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		return nil, fmt.Errorf("the issuing certificate %q does not chain to the pinned root: %w", issuing.Subject, err)
-	}
-	return chains[0], nil
-}
-
-func (ca *CA) keepChain(chain []*x509.Certificate) {
-	ca.mu.Lock()
-	defer ca.mu.Unlock()
-	ca.fetched = ca.o.Now()
-	if len(ca.chain) > 0 && ca.chain[0].Equal(chain[0]) {
-		return
-	}
-	ca.chain = chain
-	if ca.o.ChainFile == "" {
-		return
-	}
-	var text []byte
-	for _, c := range chain {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
-	// The file is a convenience; without it the chain is asked for again.
-	temporary := ca.o.ChainFile + ".new"
-	if os.MkdirAll(filepath.Dir(temporary), 0o700) == nil && os.WriteFile(temporary, text, 0o600) == nil {
-		_ = os.Rename(temporary, ca.o.ChainFile)
-	}
-}
-
-// loadChain takes the saved chain if it still leads to a pinned root.
-func (ca *CA) loadChain() {
-	text, err := os.ReadFile(ca.o.ChainFile)
-	if err != nil {
-		return
-	}
-	var list []certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return
-		}
-		list = append(list, certificate{cert})
-	}
-	if chain, err := ca.verify(list); err == nil {
-		ca.chain = chain // fetched stays zero: it is asked for again when first needed
-	}
+	return out
 }
 
 // certificate is a certificate in a JSON answer: PEM in a string.
@@ -364,60 +283,20 @@ func (c *certificate) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// statusError is an answer that is no success.
-type statusError struct {
-	status  int
-	message string
-}
-
-func (e *statusError) Error() string {
-	return fmt.Sprintf("step-ca answered %d: %s", e.status, e.message)
-}
-
-func isStatus(err error, status int) bool {
-	e, ok := errors.AsType[*statusError](err)
-	return ok && e.status == status
-}
-
-const maxAnswer = 1 << 20
+const product = "step-ca"
 
 // call makes one HTTP request.
 func (ca *CA) call(ctx context.Context, method, path string, body, answer any) error {
-	var content []byte
-	if body != nil {
-		var err error
-		if content, err = json.Marshal(body); err != nil {
-			return err
-		}
-	}
-	req, err := http.NewRequestWithContext(ctx, method, ca.base+path, bytes.NewReader(content))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := ca.http.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	if err != nil {
-		return fmt.Errorf("read the answer: %w", err)
-	}
-	if res.StatusCode/100 != 2 {
+	return ca.web.JSON(ctx, product, web.Request{Method: method, Path: path}, body, answer, func(text []byte) string {
 		var e struct {
 			Message string `json:"message"`
 		}
-		if json.Unmarshal(text, &e) != nil || e.Message == "" {
-			e.Message = http.StatusText(res.StatusCode)
+		if json.Unmarshal(text, &e) != nil {
+			return ""
 		}
-		return &statusError{res.StatusCode, e.Message}
-	}
-	if answer == nil {
-		return nil
-	}
-	if err := json.Unmarshal(text, answer); err != nil {
-		return fmt.Errorf("the answer of step-ca: %w", err)
-	}
-	return nil
+		return e.Message
+	})
 }
+
+// Traits tells what step-ca can take.
+func (ca *CA) Traits() upstream.Traits { return upstream.Traits{Product: product} }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
 // Options configure a Client.
@@ -42,6 +43,9 @@ type Client struct {
 
 // MaxAnswer is how many octets of an answer are read.
 const MaxAnswer = 4 << 20
+
+// ErrTooLong is an answer with more than MaxAnswer octets.
+var ErrTooLong = fmt.Errorf("the answer has more than %d octets", MaxAnswer)
 
 // New checks the address. It does not connect.
 func New(o Options) (*Client, error) {
@@ -138,18 +142,19 @@ func (c *Client) Do(ctx context.Context, r Request) (*Answer, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read the answer: %w", err)
 	case len(body) > MaxAnswer:
-		return nil, fmt.Errorf("the answer has more than %d octets", MaxAnswer)
+		return nil, ErrTooLong
 	}
 	return &Answer{res.StatusCode, res.Header, body}, nil
 }
 
-// Fail makes the error of an answer that is no success. message is what the CA says; the status' own text where it is empty.
+// Fail makes the error of an answer that is no success. message is what the CA says, of which only what prints is kept; the status' own
+// text where it is empty.
 func (a *Answer) Fail(product, message string) error {
 	if message == "" {
 		message = http.StatusText(a.Status)
 	}
-	if len(message) > 500 {
-		message = message[:500] + "…"
+	if message = dn.Clean(message); len(message) > 500 {
+		message = strings.ToValidUTF8(message[:500], "") + "…"
 	}
 	e := &StatusError{Product: product, Status: a.Status, Message: message}
 	if seconds, err := strconv.Atoi(a.Header.Get("Retry-After")); err == nil && seconds >= 0 {

@@ -15,12 +15,9 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
-	"log"
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +29,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
 const (
@@ -49,7 +47,7 @@ type Server struct {
 	RootFile string
 	Issuing  *x509.Certificate
 	Key      []byte // encrypted JWK
-	Proxy    *Recorder
+	Proxy    *proxy.Proxy
 	PID      int
 
 	log      *bytes.Buffer
@@ -142,8 +140,8 @@ func Start(t testing.TB, template string) *Server {
 		}
 	})
 	s.PID, s.Direct = cmd.Process.Pid, "https://"+address
-	s.Proxy = newRecorder(t, s.Direct, s.Root, rootKey)
-	s.URL = s.Proxy.url
+	s.Proxy = proxy.Start(t, s.Direct, certificateFor(t, s.Root, rootKey), &http.Transport{TLSClientConfig: &tls.Config{RootCAs: Pool(s.Root)}})
+	s.URL = s.Proxy.URL
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: Pool(s.Root)}}, Timeout: 2 * time.Second}
 	defer client.CloseIdleConnections()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
@@ -180,90 +178,17 @@ func (s *Server) Issuer(t testing.TB) *stepca.CA {
 	return ca
 }
 
-// Recorder is a TLS server that passes requests on and keeps every octet that it was sent, and can lose answers.
-type Recorder struct {
-	url string
-
-	mu   sync.Mutex
-	sent bytes.Buffer
-	lose int // so many answers to /sign are thrown away
-}
-
-// newRecorder listens with a certificate from step-ca's root, so that the pinned root suits it.
-func newRecorder(t testing.TB, target string, root *x509.Certificate, rootKey crypto.Signer) *Recorder {
+// certificateFor makes a TLS certificate for this machine by step-ca's root, so that the pinned root suits the proxy.
+func certificateFor(t testing.TB, root *x509.Certificate, rootKey crypto.Signer) *tls.Config {
 	t.Helper()
-	r := &Recorder{}
-	u, err := url.Parse(target)
-	if err != nil {
-		t.Fatal(err)
-	}
 	key := NewKey(t)
 	cert := Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, root, key.Public(), rootKey)
-	plain, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener := tls.NewListener(plain, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}})
-	proxy := httputil.NewSingleHostReverseProxy(u)
-	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: Pool(root)}}
-	proxy.ErrorLog = log.New(io.Discard, "", 0)
-	proxy.ModifyResponse = func(res *http.Response) error {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.lose > 0 && res.Request.URL.Path == "/1.0/sign" {
-			r.lose--
-			return io.ErrUnexpectedEOF
-		}
-		return nil
-	}
-	httpServer := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = httpServer.Serve(&recordingListener{listener, r}) }()
-	t.Cleanup(func() { httpServer.Close() })
-	r.url = "https://" + plain.Addr().String()
-	return r
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
 }
 
-// Everything is what was sent up to now.
-func (r *Recorder) Everything() []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return bytes.Clone(r.sent.Bytes())
-}
-
-// LoseAnswers throws the next n answers to /sign away.
-func (r *Recorder) LoseAnswers(n int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.lose = n
-}
-
-type recordingListener struct {
-	net.Listener
-	r *Recorder
-}
-
-func (l *recordingListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &recordingConn{c, l.r}, nil
-}
-
-// recordingConn is above TLS: what it reads is the plaintext.
-type recordingConn struct {
-	net.Conn
-	r *Recorder
-}
-
-func (c *recordingConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.r.mu.Lock()
-	c.r.sent.Write(p[:n])
-	c.r.mu.Unlock()
-	return n, err
-}
+// IsSign tells whether a request asks for a certificate.
+func IsSign(r *http.Request) bool { return r.URL.Path == "/1.0/sign" }
 
 type lockedWriter struct {
 	mu sync.Mutex

@@ -13,6 +13,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -165,12 +167,18 @@ func issuesWhatWasDecided(t *testing.T, s *Subject) {
 	if got := s.Issued(t); len(got) != 1 || got[0] != cert.SerialNumber.Text(16) {
 		t.Errorf("the CA says that it issued %q; here is %s", got, cert.SerialNumber.Text(16))
 	}
-	args := []string{"verify", "-partial_chain", "-CAfile", testpki.PEM(t, "CERTIFICATE", chain[len(chain)-1].Raw)}
-	for _, c := range chain[:len(chain)-1] {
-		args = append(args, "-untrusted", testpki.PEM(t, "CERTIFICATE", c.Raw))
+	inPEM := func(certs ...*x509.Certificate) (text []byte) {
+		for _, c := range certs {
+			text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+		}
+		return text
 	}
-	out, err := testpki.OpenSSL(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), args...)
-	if err != nil {
+	dir, last := t.TempDir(), len(chain)-1
+	args := []string{"verify", "-partial_chain", "-CAfile", write(t, dir, "root", inPEM(chain[last]))}
+	if last > 0 {
+		args = append(args, "-untrusted", write(t, dir, "between", inPEM(chain[:last]...)))
+	}
+	if out, err := testpki.OpenSSL(t, inPEM(cert), args...); err != nil {
 		t.Errorf("openssl verify: %v\n%s", err, out)
 	}
 }
@@ -336,4 +344,13 @@ func troubles(t *testing.T, s *Subject) {
 		t.Errorf("503 leaves it open whether the CA has issued: %v", err)
 	}
 	issue(t, s, s.Order(t, "9-cc", testpki.RSA(t, 2048))) // it recovers
+}
+
+func write(t testing.TB, dir, name string, text []byte) string {
+	t.Helper()
+	file := filepath.Join(dir, name)
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

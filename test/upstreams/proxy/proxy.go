@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -36,6 +37,7 @@ type Proxy struct {
 
 	mu      sync.Mutex
 	sent    bytes.Buffer
+	answers [][]byte
 	trouble Trouble
 	times   int
 	only    func(*http.Request) bool
@@ -51,6 +53,7 @@ func Start(t testing.TB, target string, certificate *tls.Config, transport http.
 	p := &Proxy{}
 	pass := httputil.NewSingleHostReverseProxy(u)
 	pass.Transport, pass.ErrorLog = transport, log.New(io.Discard, "", 0)
+	pass.ModifyResponse = p.keep
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(pass, w, r) }))
 	s.Config.ErrorLog = pass.ErrorLog
 	if certificate != nil {
@@ -78,6 +81,25 @@ func (p *Proxy) Everything() []byte {
 	return bytes.Clone(p.sent.Bytes())
 }
 
+// Answers are the bodies of what the CA has answered, also where that was lost on the way.
+func (p *Proxy) Answers() [][]byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.answers)
+}
+
+func (p *Proxy) keep(res *http.Response) error {
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		return err
+	}
+	res.Body = io.NopCloser(bytes.NewReader(body))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answers = append(p.answers, body)
+	return nil
+}
+
 // next is the trouble for a request.
 func (p *Proxy) next(r *http.Request) Trouble {
 	p.mu.Lock()
@@ -95,7 +117,9 @@ func (p *Proxy) serve(pass http.Handler, w http.ResponseWriter, r *http.Request)
 		return
 	}
 	p.mu.Lock()
+	p.sent.WriteString(r.Method + " " + r.URL.RequestURI() + "\r\n")
 	_ = r.Header.Write(&p.sent)
+	p.sent.WriteString("\r\n")
 	p.sent.Write(body)
 	p.mu.Unlock()
 	r.Body = io.NopCloser(bytes.NewReader(body))

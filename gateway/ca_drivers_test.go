@@ -55,7 +55,7 @@ func TestDriversOpenFromTheConfiguration(t *testing.T) {
 		{Driver: "aws-pca", AWSPCA: config.AWSPCA{ARN: "arn:aws:acm-pca:eu-central-1:1:certificate-authority/x", Root: root}},
 	} {
 		c.Name = "CA"
-		issuer, err := g.openProtocol(c)
+		issuer, err := g.openIssuer(c, &CA{Driver: c.Driver}, nil)
 		if err != nil {
 			t.Errorf("%s: %v", c.Driver, err)
 			continue
@@ -64,7 +64,7 @@ func TestDriversOpenFromTheConfiguration(t *testing.T) {
 			t.Errorf("%s: %+v", c.Driver, traits)
 		}
 	}
-	if _, err := g.openProtocol(config.CA{Name: "CA", Driver: "none"}); err == nil {
+	if _, err := g.openIssuer(config.CA{Name: "CA", Driver: "none"}, &CA{Driver: "none"}, nil); err == nil {
 		t.Error("a driver that is not there opens")
 	}
 }

@@ -1,0 +1,106 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway"
+	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/stepca/server"
+	"github.com/enrollgate/enrollgate/test/world"
+)
+
+// drivers are the CAs that run here and take what Windows sends, as they are put in the place of the embedded CA.
+var drivers = []struct {
+	name  string
+	start func(b *testing.B, c *config.CA)
+}{
+	{"embedded", func(*testing.B, *config.CA) {}},
+	{"step-ca", throughStepCA},
+}
+
+func throughStepCA(b *testing.B, c *config.CA) {
+	s := server.Start(b, stepca.Template)
+	dir := b.TempDir()
+	write := func(name string, text []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			b.Fatal(err)
+		}
+		return path
+	}
+	c.Driver, c.Local = "step-ca", config.LocalCA{}
+	c.StepCA = config.StepCA{URL: s.Direct, Root: s.RootFile, Provisioner: server.Provisioner, Key: write("key.jwk", s.Key), Password: config.Secret{File: write("password", []byte(server.Password))}}
+}
+
+const orders = 150
+
+// BenchmarkDrivers compares an enrollment, from the decoded message to the signed reply, with asking the CA alone through the same
+// driver: what is decided, archived, recorded and checked around it.
+func BenchmarkDrivers(b *testing.B) {
+	fmt.Printf("\n%-12s %14s %16s %8s %12s %14s %16s\n", "CA", "CA alone, ms", "enrollment, ms", "ratio", "16 at once/s", "CA alone/s", "CPU here, ms")
+	for _, d := range drivers {
+		b.Run(d.name, func(b *testing.B) {
+			w := world.StartChanged(b, "", func(c *config.Config) { d.start(b, &c.CAs[0]) })
+			subject, err := w.Forest.SubjectByName(background, "alice")
+			if err != nil {
+				b.Fatal(err)
+			}
+			caller := templates.Caller{Principal: "alice@LAB.TEST", Realm: "LAB.TEST", SID: subject.SID, Groups: subject.Groups}
+			enroll := func(der []byte) {
+				reply, err := w.Enroll(background, gateway.Submission{Caller: caller, CA: world.CAName, Transport: "bench", Request: der})
+				if err != nil || reply.Certificate == nil {
+					b.Errorf("%+v, %v", reply, err)
+				}
+			}
+			requests := make([][]byte, 2*orders)
+			measure(len(requests), func(i int) { requests[i], _ = world.Request(b, "LabUserAuth", nil) })
+			e, err := w.Explain(background, "alice", "LabUserAuth", "")
+			if err != nil {
+				b.Fatal(err)
+			}
+			signer := w.Signer(world.CAName)
+			alone := func(i int) {
+				request, err := wcce.ParseRequest(requests[i%len(requests)])
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				r, err := signer.Issuer.Submit(context.Background(), upstream.Order{ID: fmt.Sprint("alone ", i), CSR: request.CSR.Raw, PublicKey: request.CSR.PublicKey, Profile: e.Profile})
+				if err != nil || r.State != upstream.Issued {
+					b.Errorf("%+v, %v", r, err)
+				}
+			}
+			one, other := medians(orders, alone, func(i int) { enroll(requests[i]) })
+			perRun, wall := measure(orders, func(i int) { enroll(requests[orders+i]) })
+			_, bare := measure(orders, func(i int) { alone(orders + i) })
+			fmt.Printf("%-12s %14.2f %16.2f %8.2f %12.0f %14.0f %16.2f\n", d.name, ms(one), ms(other), float64(other)/float64(one), float64(time.Second)/float64(wall),
+				float64(time.Second)/float64(bare), ms(perRun))
+			b.ReportMetric(float64(other)/float64(one), "ratio")
+		})
+	}
+}
+
+// medians does two things in turn, one at a time, and returns the median time of each.
+func medians(n int, one, other func(i int)) (time.Duration, time.Duration) {
+	var a, b []time.Duration
+	for i := range n {
+		begin := time.Now()
+		one(i)
+		middle := time.Now()
+		other(i)
+		a, b = append(a, middle.Sub(begin)), append(b, time.Since(middle))
+	}
+	slices.Sort(a)
+	slices.Sort(b)
+	return a[n/2], b[n/2]
+}

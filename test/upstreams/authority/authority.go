@@ -1,0 +1,169 @@
+// Package authority is what tests of drivers need around a CA: a root with an issuing CA, TLS certificates and clients', and programs
+// that run for the time of a test.
+package authority
+
+import (
+	"bufio"
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/test/testpki"
+)
+
+// Authority is a root and an issuing CA below it.
+type Authority struct {
+	Root, Issuing       *x509.Certificate
+	RootKey, IssuingKey crypto.Signer
+}
+
+// New makes both.
+func New(t testing.TB) *Authority {
+	t.Helper()
+	a := &Authority{RootKey: Key(t), IssuingKey: Key(t)}
+	ca := func(name string) *x509.Certificate {
+		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+	}
+	a.Root = sign(t, ca("Test Root"), nil, a.RootKey.Public(), a.RootKey)
+	a.Issuing = sign(t, ca("Test Issuing CA"), a.Root, a.IssuingKey.Public(), a.RootKey)
+	return a
+}
+
+// Key makes a P-256 key.
+func Key(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
+	t.Helper()
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(9, 0, 0)
+	if issuer == nil {
+		issuer = template
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, public, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return testpki.Cert(t, der)
+}
+
+// Sign makes a certificate by the issuing CA.
+func (a *Authority) Sign(t testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
+	t.Helper()
+	return sign(t, template, a.Issuing, public, a.IssuingKey)
+}
+
+// Pool has the root.
+func (a *Authority) Pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(a.Root)
+	return p
+}
+
+// Server is for TLS on 127.0.0.1; with clients it asks for certificates of the root, and takes none other.
+func (a *Authority) Server(t testing.TB, clients bool) *tls.Config {
+	t.Helper()
+	key := Key(t)
+	cert := a.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "server"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, key.Public())
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw, a.Issuing.Raw}, PrivateKey: key}}}
+	if clients {
+		c.ClientCAs, c.ClientAuth = a.Pool(), tls.RequireAndVerifyClientCert
+	}
+	return c
+}
+
+// Client trusts the root, and has a certificate for name where that is not empty.
+func (a *Authority) Client(t testing.TB, name string) *tls.Config {
+	t.Helper()
+	c := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: a.Pool()}
+	if name != "" {
+		key := Key(t)
+		cert := a.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, key.Public())
+		c.Certificates = []tls.Certificate{{Certificate: [][]byte{cert.Raw, a.Issuing.Raw}, PrivateKey: key}}
+	}
+	return c
+}
+
+// Binary finds a program that test/upstreams/server.sh builds; without it the test is skipped, but not in CI. The tests' folder is below
+// test/upstreams.
+func Binary(t testing.TB, name string) string {
+	t.Helper()
+	out, err := exec.Command("../server.sh", name, "-n").Output()
+	if err == nil {
+		return string(bytes.TrimSpace(out))
+	}
+	message := "needs " + name + ": run test/upstreams/server.sh " + name + " where there is a network, or make test"
+	if os.Getenv("CI") != "" {
+		t.Fatal(message)
+	}
+	t.Skip(message)
+	return ""
+}
+
+// Run starts a program, which ends with the test, and returns the first line that it prints.
+func Run(t testing.TB, path string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(path, args...)
+	cmd.Dir = t.TempDir()
+	log := &locked{}
+	cmd.Stderr = log
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s says:\n%s", filepath.Base(path), log)
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("%s does not start: %v\n%s", filepath.Base(path), err, log)
+	}
+	go func() { _, _ = io.Copy(log, out) }()
+	return strings.TrimSpace(line)
+}
+
+type locked struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *locked) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
