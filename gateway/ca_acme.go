@@ -19,7 +19,7 @@ func (g *Gateway) openACME(c config.CA) (upstream.Issuer, error) {
 	fail := func(what string, err error) (upstream.Issuer, error) {
 		return nil, fmt.Errorf("CA %q: %s: %w", c.Name, what, err)
 	}
-	o := acme.Options{Name: c.Name, Directory: c.ACME.Directory, Contact: c.ACME.Contact, KeyID: c.ACME.KeyID, Ignore: c.ACME.Ignore, ChainFile: g.chainFile(c.Name),
+	o := acme.Options{Name: c.Name, Directory: c.ACME.Directory, Contact: c.ACME.Contact, KeyID: c.ACME.KeyID, Ignore: unsaid(c, c.ACME.Ignore), ChainFile: g.chainFile(c.Name),
 		Dir: filepath.Join(g.Config.Data, "acme-"+url.PathEscape(c.Name)), Timeout: c.ACME.Timeout, Wait: c.ACME.Wait, Now: g.now}
 	var err error
 	if o.Roots, err = local.LoadCertificates(c.ACME.Root); err != nil {

@@ -16,16 +16,10 @@ func (g *Gateway) openCMP(c config.CA) (upstream.Issuer, error) {
 	fail := func(what string, err error) (upstream.Issuer, error) {
 		return nil, fmt.Errorf("CA %q: %s: %w", c.Name, what, err)
 	}
-	o := cmp.Options{Name: c.Name, URL: c.CMP.URL, Reference: c.CMP.Reference, PBMAC1: c.CMP.PBMAC1, PKCS10: c.CMP.PKCS10, Ignore: c.CMP.Ignore,
+	o := cmp.Options{Name: c.Name, URL: c.CMP.URL, Reference: c.CMP.Reference, PBMAC1: c.CMP.PBMAC1, PKCS10: c.CMP.PKCS10, Ignore: unsaid(c, c.CMP.Ignore),
 		ImplicitConfirm: c.CMP.ImplicitConfirm, NoRevocation: c.CMP.NoRevocation, ChainFile: g.chainFile(c.Name), Timeout: c.CMP.Timeout, Now: g.now}
-	for path, to := range map[string]*[]*x509.Certificate{c.CMP.Root: &o.Roots, c.CMP.Issuing: &o.Issuing, c.CMP.Responders: &o.Responders, c.CMP.Certificate: &o.Certificates} {
-		if path == "" {
-			continue
-		}
-		var err error
-		if *to, err = local.LoadCertificates(path); err != nil {
-			return fail("certificates", err)
-		}
+	if err := g.loadCertificates(c, certificates{c.CMP.Root, &o.Roots}, certificates{c.CMP.Issuing, &o.Issuing}, certificates{c.CMP.Responders, &o.Responders}, certificates{c.CMP.Certificate, &o.Certificates}); err != nil {
+		return nil, err
 	}
 	var err error
 	if o.TLS, err = trusting(c.CMP.CAFile); err != nil {

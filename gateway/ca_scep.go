@@ -6,7 +6,6 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/gateway/upstream/scep"
 )
 
@@ -15,16 +14,10 @@ func (g *Gateway) openSCEP(c config.CA) (upstream.Issuer, error) {
 	fail := func(what string, err error) (upstream.Issuer, error) {
 		return nil, fmt.Errorf("CA %q: %s: %w", c.Name, what, err)
 	}
-	o := scep.Options{Name: c.Name, URL: c.SCEP.URL, Ignore: c.SCEP.Ignore, ChainFile: g.chainFile(c.Name), Timeout: c.SCEP.Timeout, Now: g.now}
+	o := scep.Options{Name: c.Name, URL: c.SCEP.URL, Ignore: unsaid(c, c.SCEP.Ignore), ChainFile: g.chainFile(c.Name), Timeout: c.SCEP.Timeout, Now: g.now}
 	var own []*x509.Certificate
-	for path, to := range map[string]*[]*x509.Certificate{c.SCEP.Root: &o.Roots, c.SCEP.Issuing: &o.Issuing, c.SCEP.Responders: &o.Responders, c.SCEP.Certificate: &own} {
-		if path == "" {
-			continue
-		}
-		var err error
-		if *to, err = local.LoadCertificates(path); err != nil {
-			return fail("certificates", err)
-		}
+	if err := g.loadCertificates(c, certificates{c.SCEP.Root, &o.Roots}, certificates{c.SCEP.Issuing, &o.Issuing}, certificates{c.SCEP.Responders, &o.Responders}, certificates{c.SCEP.Certificate, &own}); err != nil {
+		return nil, err
 	}
 	if len(own) > 0 {
 		o.Certificate = own[0]

@@ -99,6 +99,8 @@ func (g *Gateway) openIssuer(c config.CA, ca *CA, secret []byte) (issuer upstrea
 		return g.openSCEP(c)
 	case "acme":
 		return g.openACME(c)
+	case "aws-pca":
+		return g.openAWSPCA(c)
 	}
 	return nil, fmt.Errorf("CA %q: there is no driver %q", c.Name, ca.Driver)
 }

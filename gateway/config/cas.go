@@ -33,6 +33,7 @@ type CA struct {
 	ADCS   ADCS    `yaml:"adcs"`
 	SCEP   SCEP    `yaml:"scep"`
 	ACME   ACME    `yaml:"acme"`
+	AWSPCA AWSPCA  `yaml:"aws_pca"`
 }
 
 // driver is a block of the configuration for one kind of CA.
@@ -46,7 +47,7 @@ type driver interface {
 // drivers are the blocks, by the name of the driver that they are for.
 func (c *CA) drivers() map[string]driver {
 	return map[string]driver{"local": &c.Local, "step-ca": &c.StepCA, "vault": &c.Vault, "est": &c.EST, "cmp": &c.CMP, "ejbca": &c.EJBCA, "hvca": &c.HVCA, "adcs": &c.ADCS,
-		"scep": &c.SCEP, "acme": &c.ACME}
+		"scep": &c.SCEP, "acme": &c.ACME, "aws-pca": &c.AWSPCA}
 }
 
 // DriverName is Driver with its default.

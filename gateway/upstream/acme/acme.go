@@ -21,7 +21,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"golang.org/x/crypto/acme"
@@ -95,8 +95,8 @@ func New(o Options) (*CA, error) {
 	ca := &CA{o: o}
 	ca.client = &acme.Client{Key: o.Key, DirectoryURL: o.Directory, UserAgent: "enrollgate", RetryBackoff: again, HTTPClient: &http.Client{
 		Timeout: o.Timeout,
-		Transport: &boundary{host: u.Host, next: &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, MaxIdleConnsPerHost: 16,
-			IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10}},
+		Transport: &boundary{host: u.Host, next: web.Bounded(&http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, MaxIdleConnsPerHost: 16,
+			IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10}, maxAnswer)},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	ca.chain, err = issuers.New(issuers.Options{CA: o.Name, Roots: o.Roots, File: o.ChainFile, Now: o.Now})
@@ -111,7 +111,7 @@ func again(n int, _ *http.Request, res *http.Response) time.Duration {
 	return -1
 }
 
-// boundary keeps requests at the directory's host, whatever addresses answers name, and bounds answers.
+// boundary keeps requests at the directory's host, whatever addresses answers name.
 type boundary struct {
 	host string
 	next http.RoundTripper
@@ -123,25 +123,7 @@ func (b *boundary) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Scheme != "https" || r.URL.Host != b.host {
 		return nil, fmt.Errorf("the CA names an address at %q, and its directory is at %q", r.URL.Host, b.host)
 	}
-	res, err := b.next.RoundTrip(r)
-	if err == nil {
-		res.Body = &boundedBody{ReadCloser: res.Body, left: maxAnswer}
-	}
-	return res, err
-}
-
-type boundedBody struct {
-	io.ReadCloser
-	left int
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, fmt.Errorf("the answer has more than %d octets", maxAnswer)
-	}
-	n, err := b.ReadCloser.Read(p[:min(len(p), b.left)])
-	b.left -= n
-	return n, err
+	return b.next.RoundTrip(r)
 }
 
 // Traits tell that names are the request's, and that a gateway that was killed at the wrong moment cannot find out.

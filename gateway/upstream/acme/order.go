@@ -103,7 +103,7 @@ func (ca *CA) finalize(ctx context.Context, order upstream.Order, o *acme.Order)
 		der, _, err := ca.client.CreateCertFromOrder(waiting, o, order.CSR, true)
 		cancel()
 		if err == nil {
-			return ca.issued(order, der)
+			return ca.issued(order, uri, der)
 		}
 		err = plain(err)
 		current, errStatus := ca.settled(ctx, uri)
@@ -146,7 +146,7 @@ func (ca *CA) status(ctx context.Context, order upstream.Order, uri string, o *a
 		if err != nil {
 			return upstream.Result{State: upstream.Pending, Token: uri}, true, nil // it is there, and can be fetched later
 		}
-		r, err := ca.issued(order, der)
+		r, err := ca.issued(order, uri, der)
 		return r, true, err
 	case acme.StatusProcessing:
 		return upstream.Result{State: upstream.Pending, Token: uri}, true, nil
@@ -192,7 +192,7 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 }
 
 // issued checks the key and who has signed, and keeps the certificate. Names and extensions the gateway compares.
-func (ca *CA) issued(order upstream.Order, der [][]byte) (upstream.Result, error) {
+func (ca *CA) issued(order upstream.Order, uri string, der [][]byte) (upstream.Result, error) {
 	var certs []*x509.Certificate
 	for i, raw := range der {
 		c, err := x509.ParseCertificate(raw)
@@ -214,7 +214,8 @@ func (ca *CA) issued(order upstream.Order, der [][]byte) (upstream.Result, error
 	}
 	if ca.o.Dir != "" {
 		if err := keep(ca.o.Dir, cert); err != nil {
-			return upstream.Result{}, fmt.Errorf("the certificate %s cannot be kept for its revocation: %w", cert.SerialNumber.Text(16), err)
+			// It stays at the CA until there is room for it here.
+			return upstream.Result{State: upstream.Pending, Token: uri, Reason: fmt.Sprintf("the certificate %s cannot be kept for its revocation: %v", cert.SerialNumber.Text(16), err)}, nil
 		}
 	}
 	return upstream.Result{State: upstream.Issued, Certificate: cert}, nil

@@ -49,7 +49,7 @@ type Options struct {
 	Ignore    []string            // further extensions that the client's request need not say, by OID
 
 	Principal        string // of the gateway's account: name@REALM
-	Keytab           string // file with its keys
+	Keytab           string // file with its keys; read anew for each call
 	Krb5Conf         string
 	ServicePrincipal string // default host/Server
 
@@ -62,7 +62,7 @@ type Options struct {
 type CA struct {
 	o      Options
 	krb5   *config.Config
-	keytab *keytab.Keytab
+	keytab *keytab.Keytab // as at the start
 	chain  *issuers.Keeper
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
+	"github.com/jcmturner/gokrb5/v8/keytab"
 	"github.com/oiweiwei/go-msrpc/dcerpc"
 	"github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce"
 	"github.com/oiweiwei/go-msrpc/msrpc/epm/epm/v3"
@@ -60,7 +61,7 @@ func (ca *CA) connectAndCall(ctx context.Context, in *icertpassage.CertServerReq
 	defer conn.Close(ctx)
 	kerberos := &krb5.Config{KRB5Config: ca.krb5, DCEStyle: true, DisablePAFXFAST: true}
 	client, err := icertpassage.NewCertPassageClient(ctx, conn, dcerpc.WithEndpoint(endpoint), dcerpc.WithSeal(), dcerpc.WithTargetName(ca.o.ServicePrincipal),
-		dcerpc.WithMechanism(ssp.SPNEGO), dcerpc.WithMechanism(ssp.KRB5, kerberos), dcerpc.WithCredentials(credential.NewFromKeytabV8(ca.o.Principal, ca.keytab)))
+		dcerpc.WithMechanism(ssp.SPNEGO), dcerpc.WithMechanism(ssp.KRB5, kerberos), dcerpc.WithCredentials(credential.NewFromKeytabV8(ca.o.Principal, ca.keys())))
 	if err != nil {
 		return nil, fmt.Errorf("log on to %s as %s with Kerberos: %w", ca.o.ServicePrincipal, ca.o.Principal, err)
 	}
@@ -70,6 +71,14 @@ func (ca *CA) connectAndCall(ctx context.Context, in *icertpassage.CertServerReq
 		err = nil // the library makes an error of what is an answer
 	}
 	return out, err
+}
+
+// keys are those in the keytab now: the account's password may have changed. A file that cannot be read now leaves the last ones.
+func (ca *CA) keys() *keytab.Keytab {
+	if now, err := keytab.Load(ca.o.Keytab); err == nil {
+		return now
+	}
+	return ca.keytab
 }
 
 // dialer bounds what a server can make the library read, and for how long it waits.

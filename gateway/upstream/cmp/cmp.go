@@ -184,7 +184,7 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		return upstream.Result{}, fmt.Errorf("CA %q: %w", ca.o.Name, err)
 	}
 	m, proven, err := ca.exchange(ctx, outgoing{transaction: t.id, recipNonce: t.nonce, body: bodyPollReq, content: pollRequest(t.reqID)})
-	if web.Status(err)/100 == 4 { // it does not know what it is asked about
+	if web.DoesNotKnow(err) {
 		return ca.uncertain(t, err), nil
 	}
 	if err != nil {

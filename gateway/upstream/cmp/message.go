@@ -63,33 +63,7 @@ func (ca *CA) marshal(o outgoing) (der, nonce []byte, err error) {
 		return nil, nil, err
 	}
 	var part cryptobyte.Builder
-	addHeader := func(b *cryptobyte.Builder) {
-		b.AddASN1Int64(pvno)
-		addDirectoryName(b, ca.sender)
-		addDirectoryName(b, ca.recipient())
-		b.AddASN1(tagged(0), func(b *cryptobyte.Builder) { addGeneralizedTime(b, ca.o.Now()) })
-		b.AddASN1(tagged(1), func(b *cryptobyte.Builder) { b.AddBytes(protection.algorithm) })
-		octets := func(tag int, value []byte) {
-			if len(value) > 0 {
-				b.AddASN1(tagged(tag), func(b *cryptobyte.Builder) { b.AddASN1OctetString(value) })
-			}
-		}
-		octets(2, ca.keyID)
-		octets(4, o.transaction)
-		octets(5, nonce)
-		octets(6, o.recipNonce)
-		if o.implicit {
-			b.AddASN1(tagged(8), func(b *cryptobyte.Builder) {
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-						b.AddASN1ObjectIdentifier(oidImplicitConfirm)
-						b.AddASN1NULL()
-					})
-				})
-			})
-		}
-	}
-	part.AddASN1(cbasn1.SEQUENCE, addHeader)
+	part.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { ca.addHeader(b, &o, nonce, protection.algorithm) })
 	part.AddASN1(tagged(o.body), o.content)
 	content, err := part.Bytes()
 	if err != nil {
@@ -115,6 +89,34 @@ func (ca *CA) marshal(o outgoing) (der, nonce []byte, err error) {
 	})
 	der, err = b.Bytes()
 	return der, nonce, err
+}
+
+// addHeader writes the fields of PKIHeader (RFC 9810 5.1.1).
+func (ca *CA) addHeader(b *cryptobyte.Builder, o *outgoing, nonce, algorithm []byte) {
+	b.AddASN1Int64(pvno)
+	addDirectoryName(b, ca.sender)
+	addDirectoryName(b, ca.recipient())
+	b.AddASN1(tagged(0), func(b *cryptobyte.Builder) { addGeneralizedTime(b, ca.o.Now()) })
+	b.AddASN1(tagged(1), func(b *cryptobyte.Builder) { b.AddBytes(algorithm) })
+	octets := func(tag int, value []byte) {
+		if len(value) > 0 {
+			b.AddASN1(tagged(tag), func(b *cryptobyte.Builder) { b.AddASN1OctetString(value) })
+		}
+	}
+	octets(2, ca.keyID)
+	octets(4, o.transaction)
+	octets(5, nonce)
+	octets(6, o.recipNonce)
+	if o.implicit {
+		b.AddASN1(tagged(8), func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+					b.AddASN1ObjectIdentifier(oidImplicitConfirm)
+					b.AddASN1NULL()
+				})
+			})
+		})
+	}
 }
 
 // protectedPart is what protection is computed over: header and body in a sequence (RFC 9810 5.1.3).

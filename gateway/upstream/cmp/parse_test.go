@@ -39,10 +39,8 @@ func FuzzMessage(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !strings.Contains(string(m.algorithm), "\x83") { // rounds by the hundred thousand would only be slow
-			if err := ca.verify(m); err == nil {
-				t.Error("a message that nobody has protected is believed")
-			}
+		if err := ca.verify(m); err == nil {
+			t.Error("a message that nobody has protected is believed")
 		}
 		say := func(info statusInfo) {
 			if strings.ContainsFunc(info.text, unicode.IsControl) {

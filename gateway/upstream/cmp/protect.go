@@ -50,7 +50,7 @@ var signatures = map[string]x509.SignatureAlgorithm{
 // Rounds of key derivation: ours, and what a CA can make us do.
 const (
 	ownRounds = 10_000
-	maxRounds = 1_000_000
+	maxRounds = 250_000
 )
 
 // protection makes the protection of one message.

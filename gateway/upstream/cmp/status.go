@@ -31,8 +31,8 @@ const (
 	inDoubt = failRevoked | failConfirmed | 1<<13 | 1<<18 | 1<<21 | 1<<25 | 1<<26
 	// ours are failures that say nothing about the order, but about who asks, and about the CA's own state.
 	ours = 1<<1 | 1<<3 | 1<<6 | 1<<12 | 1<<14 | 1<<20 | 1<<22 | 1<<23 | 1<<24
-	// final are failures that say something about the order.
-	final = 1<<0 | 1<<4 | 1<<5 | 1<<7 | 1<<9 | 1<<15 | 1<<16 | 1<<17 | 1<<19
+	// final are failures that say something about the order, also where they come as an error message.
+	final = 1<<4 | 1<<7 | 1<<9 | 1<<15 | 1<<16 | 1<<17 | 1<<19
 )
 
 // statusError is a CA that did not do what it was asked to.

@@ -148,7 +148,6 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 	}
 	r, err := ca.ask(ctx, order, messageCertPoll, content)
 	failed, isFailure := errors.AsType[*failure](err)
-	status := web.Status(err)
 	switch {
 	case err == nil && r.State != upstream.Refused:
 		return r, nil
@@ -156,7 +155,7 @@ func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (ups
 		return r, nil // it was pending, and now it is denied
 	case err == nil:
 		err = errors.New(r.Reason)
-	case status == 503 || status == 429 || status == 0 && !isFailure:
+	case !isFailure && !web.DoesNotKnow(err):
 		return upstream.Result{}, fmt.Errorf("CA %q: %w", ca.o.Name, err)
 	case isFailure && failed.info != failBadRequest && failed.info != failBadCertID:
 		return upstream.Result{}, fmt.Errorf("CA %q: %w", ca.o.Name, err)

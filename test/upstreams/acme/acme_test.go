@@ -132,6 +132,25 @@ func TestAnotherRootIsNotTrusted(t *testing.T) {
 	}
 }
 
+func TestACertificateThatCannotBeKeptStaysAtTheCA(t *testing.T) {
+	s := start(t)
+	s.authorize("ws1.lab.test")
+	o := s.options()
+	file := filepath.Join(o.Dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Dir = filepath.Join(file, "no folder")
+	ord := order(t, "1-aa", testpki.RSA(t, 2048))
+	r, err := s.driver(o).Submit(background, ord)
+	if err != nil || r.State != upstream.Pending || r.Token == "" || r.Reason == "" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r, err = s.driver(s.options()).Find(background, ord, r.Token); err != nil || r.State != upstream.Issued {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestWhatWasNotKeptCannotBeRevoked(t *testing.T) {
 	s := start(t)
 	s.authorize("ws1.lab.test")

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -76,6 +77,22 @@ func TestAPendingRequestIsFoundByItsNumber(t *testing.T) {
 	}
 	if r, err := d.Find(background, order, "one"); err == nil {
 		t.Errorf("%+v", r)
+	}
+}
+
+// Without a port in the configuration the CA's endpoint mapper is asked for it.
+func TestTheEndpointMapperIsAsked(t *testing.T) {
+	l, err := net.Listen("tcp", host+":135")
+	if err != nil {
+		t.Skipf("nobody but root can be an endpoint mapper, and only where there is no other: %v", err)
+	}
+	l.Close()
+	s := start(t, host)
+	o := s.options()
+	o.Port = 0
+	r, err := s.driver(o).Submit(background, contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048)))
+	if err != nil || r.State != upstream.Issued {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """ICertPassage ([MS-ICPR]) over DCE/RPC, written from the published descriptions ([MS-RPCE], C706), with MIT Kerberos' GSS-API as the
-acceptor. What a CA answers comes from the test, by HTTP: python3 server.py PORTFILE URL. Nothing but packet privacy is served."""
-import base64, json, socketserver, struct, sys, threading, urllib.request
+acceptor. What a CA answers comes from the test, by HTTP: python3 server.py PORTFILE URL [ADDRESS]. Nothing but packet privacy is served.
+With ADDRESS there is an endpoint mapper too, at port 135 of it."""
+import base64, json, os, socket, socketserver, struct, sys, threading, urllib.request
 
 import gssapi
 from gssapi.raw import ext_dce
@@ -155,13 +156,40 @@ class Handler(socketserver.BaseRequestHandler):
         return base64.b64decode(a["raw"]) if a.get("raw") else out + struct.pack("<I", a.get("return", 0))
 
 
+class Mapper(Handler):
+    """The endpoint mapper (C706 appendix O): ept_lookup by interface, without security."""
+
+    uuid = bytes.fromhex("0883afe11f5dc91191a408002b14a0fa") + struct.pack("<I", 3)
+
+    def bind(self, kind, flags, auth, call, data):
+        assert data[32:52] == self.uuid, data[32:52]
+        results = struct.pack("<HH", 0, 0) + NDR
+        for _ in range(data[24] - 1):
+            results += struct.pack("<HH", 2, 2) + bytes(20)
+        body = struct.pack("<HHIH4s", 5840, 5840, 0x4321, 4, b"135\0") + bytes(2) + struct.pack("<BBH", data[24], 0, 0) + results
+        self.send(BIND_ACK, call, body)
+
+    def called(self, flags, auth, call, data):
+        operation, = struct.unpack_from("<H", data, 22)
+        assert operation == 2 and ICPR[:16] in data, operation
+        port = self.server.icpr
+        floors = [b"\x0d" + ICPR[:18], ICPR[18:], b"\x0d" + NDR[:18], NDR[18:], b"\x0b", bytes(2), b"\x07", struct.pack(">H", port), b"\x09", socket.inet_aton(sys.argv[3])]
+        tower = struct.pack("<H", 5) + b"".join(struct.pack("<H", len(f)) + f for f in floors)
+        entry = bytes(16) + struct.pack("<III", 0x20000, 0, 1) + bytes(4)
+        stub = bytes(20) + struct.pack("<IIII", 1, 500, 0, 1) + entry + struct.pack("<II", len(tower), len(tower)) + tower + bytes(-len(tower) % 4) + bytes(4)
+        self.send(RESPONSE, call, struct.pack("<IHBB", len(stub), 0, 0, 0) + stub)
+
+
 class Server(socketserver.ThreadingTCPServer):
     daemon_threads, allow_reuse_address = True, True
 
 
 with Server(("127.0.0.1", 0), Handler) as server:
+    if len(sys.argv) > 3:
+        mapper = Server((sys.argv[3], 135), Mapper)
+        mapper.icpr = server.server_address[1]
+        threading.Thread(target=mapper.serve_forever, daemon=True).start()
     with open(sys.argv[1] + ".new", "w") as f:
         f.write(str(server.server_address[1]))
-    import os
     os.rename(sys.argv[1] + ".new", sys.argv[1])
     server.serve_forever()

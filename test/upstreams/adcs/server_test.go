@@ -34,6 +34,7 @@ const (
 	principal = "svc-enroll@" + realm
 	service   = "host/ca.lab.test"
 	authority = "Lab Issuing CA"
+	host      = "127.0.0.1"
 )
 
 // question is what server.py was asked, and answer what it says then.
@@ -75,7 +76,8 @@ type server struct {
 	calls    int
 }
 
-func start(t testing.TB) *server {
+// start runs everything; mapper is an address for an endpoint mapper, or nothing.
+func start(t testing.TB, mapper ...string) *server {
 	t.Helper()
 	for _, program := range []string{"/usr/sbin/krb5kdc", "/usr/sbin/kdb5_util", "/usr/sbin/kadmin.local"} {
 		if _, err := os.Stat(program); err != nil {
@@ -98,7 +100,7 @@ func start(t testing.TB) *server {
 	front := httptest.NewServer(http.HandlerFunc(s.serve))
 	t.Cleanup(front.Close)
 	portFile := filepath.Join(s.dir, "port")
-	s.run("/usr/bin/python3", "server.py", portFile, front.URL)
+	s.run("/usr/bin/python3", append([]string{"server.py", portFile, front.URL}, mapper...)...)
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if text, err := os.ReadFile(portFile); err == nil {
 			if _, err := fmt.Sscan(string(text), &s.port); err != nil {
@@ -193,7 +195,7 @@ func (s *server) run(program string, args ...string) {
 }
 
 func (s *server) options() adcs.Options {
-	return adcs.Options{Name: "Lab", Server: "127.0.0.1", Port: s.port, Authority: authority, Roots: []*x509.Certificate{s.root}, Principal: principal,
+	return adcs.Options{Name: "Lab", Server: host, Port: s.port, Authority: authority, Roots: []*x509.Certificate{s.root}, Principal: principal,
 		Keytab: s.file("client.keytab"), Krb5Conf: s.file("krb5.conf"), ServicePrincipal: service, Timeout: 5 * time.Second, Now: time.Now}
 }
 

@@ -203,15 +203,7 @@ func submits(r *http.Request) bool {
 func wanted(tag int, body []byte) (upstream.Order, error) {
 	var o upstream.Order
 	if tag == 4 {
-		csr, err := x509.ParseCertificateRequest(body)
-		if err != nil {
-			return o, err
-		}
-		o.PublicKey, o.Profile = csr.PublicKey, templates.CertificateProfile{Subject: csr.RawSubject, NotBefore: time.Now(), NotAfter: time.Now().AddDate(0, 1, 0)}
-		for _, e := range csr.Extensions {
-			o.Profile.Extensions = append(o.Profile.Extensions, templates.Extension{OID: e.Id.String(), Critical: e.Critical, Value: e.Value})
-		}
-		return o, nil
+		return fromPKCS10(body)
 	}
 	at := body
 	for range 3 { // CertReqMessages, CertReqMsg, CertRequest
@@ -266,6 +258,19 @@ func wanted(tag int, body []byte) (upstream.Order, error) {
 				o.Profile.Extensions = append(o.Profile.Extensions, templates.Extension{OID: e.Id.String(), Critical: e.Critical, Value: e.Value})
 			}
 		}
+	}
+	return o, nil
+}
+
+func fromPKCS10(body []byte) (upstream.Order, error) {
+	var o upstream.Order
+	csr, err := x509.ParseCertificateRequest(body)
+	if err != nil {
+		return o, err
+	}
+	o.PublicKey, o.Profile = csr.PublicKey, templates.CertificateProfile{Subject: csr.RawSubject, NotBefore: time.Now(), NotAfter: time.Now().AddDate(0, 1, 0)}
+	for _, e := range csr.Extensions {
+		o.Profile.Extensions = append(o.Profile.Extensions, templates.Extension{OID: e.Id.String(), Critical: e.Critical, Value: e.Value})
 	}
 	return o, nil
 }
