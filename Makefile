@@ -39,9 +39,9 @@ demo-run: demo-run-steps
 test: deps build
 	@test/run.sh
 
-# A thousand kills at random moments, and at every effect of an enrollment; make test does two dozen of the former.
+# A thousand kills at random moments, and at every effect of an enrollment; make test does three dozen of the former.
 test-kill: deps build
-	@KILL_ROUNDS=500 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
+	@KILL_ROUNDS=350 test/lab/lab.sh ns $(GO) test ./test/kill -count=1 -v -timeout 30m
 
 # Builds the CAs that the drivers are tried on, once, and tries them; make test does the same among everything else.
 upstreams: deps

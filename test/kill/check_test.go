@@ -50,7 +50,7 @@ func (s *setup) check(t *testing.T, received map[string][]byte) (again int) {
 	fingerprints := map[string]int64{}
 	for _, r := range rows {
 		if r.State != ledger.Issued {
-			t.Errorf("request %d is %s after the restart: %s", r.ID, r.State, r.Message)
+			t.Errorf("request %d is %s after the restart: %s %s %s", r.ID, r.State, r.Message, r.Trouble, r.Doubt)
 			continue
 		}
 		cert, err := x509.ParseCertificate(r.Certificate)

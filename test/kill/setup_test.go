@@ -2,7 +2,10 @@ package kill
 
 import (
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -77,9 +80,11 @@ func (s *setup) issueThrough(t *testing.T, step *server.Server) {
 func (s *setup) issueThroughEJBCA(t *testing.T) {
 	t.Helper()
 	s.ejbca = ejbcaserver.New(t)
+	s.ejbca.KeyUsage |= x509.KeyUsageDigitalSignature
 	a := s.ejbca.Authority
 	listener := httptest.NewUnstartedServer(s.ejbca)
 	listener.TLS = a.Server(t, true)
+	listener.Config.ErrorLog = log.New(io.Discard, "", 0) // connections of who is killed
 	listener.StartTLS()
 	t.Cleanup(listener.Close)
 	pair := a.Client(t, "gateway").Certificates[0]
@@ -87,7 +92,14 @@ func (s *setup) issueThroughEJBCA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := testpki.PEM(t, "CERTIFICATE", pair.Certificate[0])
+	var chain []byte
+	for _, der := range pair.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	client := filepath.Join(filepath.Dir(s.config), "client.pem")
+	if err := os.WriteFile(client, chain, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	root := testpki.PEM(t, "CERTIFICATE", a.Root.Raw)
 	s.change(t, `(?s)\n    local: \{.*?\}\}\n`, fmt.Sprintf(`
     driver: ejbca

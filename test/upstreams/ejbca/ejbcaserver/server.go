@@ -46,6 +46,8 @@ type entity struct {
 
 // Server is an EJBCA with the CA Mail CA and the profiles Mail and Users.
 type Server struct {
+	KeyUsage x509.KeyUsage // of the certificate profile
+
 	t         testing.TB
 	Authority *authority.Authority
 
@@ -63,7 +65,7 @@ type Server struct {
 
 // New makes a server that has issued nothing. Serve it with TLS that asks for a client certificate by Authority.
 func New(t testing.TB) *Server {
-	return &Server{t: t, Authority: authority.New(t), entities: map[string]*entity{}, approvals: map[int]*entity{}, rejected: map[int]bool{}, Revoked: map[string]string{}}
+	return &Server{t: t, KeyUsage: x509.KeyUsageKeyEncipherment, Authority: authority.New(t), entities: map[string]*entity{}, approvals: map[int]*entity{}, rejected: map[int]bool{}, Revoked: map[string]string{}}
 }
 
 // ServeHTTP answers one request at a time.
@@ -319,7 +321,7 @@ func (s *Server) sign(w http.ResponseWriter, e *entity, csr *x509.CertificateReq
 		s.t.Error(err)
 	}
 	template := &x509.Certificate{SerialNumber: serial, RawSubject: subject, NotBefore: time.Now().Add(-10 * time.Minute), NotAfter: time.Now().Add(30 * 24 * time.Hour),
-		KeyUsage: x509.KeyUsageKeyEncipherment, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection}, ExtraExtensions: extensions,
+		KeyUsage: s.KeyUsage, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection}, ExtraExtensions: extensions,
 		BasicConstraintsValid: true, CRLDistributionPoints: []string{"http://ejbca.lab.test/crl"}}
 	for _, d := range e.Data {
 		if d.Name == "customdata_ENDTIME" {
@@ -387,7 +389,8 @@ func words(text string) (out [][2]string) {
 // entitySubject is a subject in the order of X.500, as a profile with its LDAP order switched off makes it.
 func entitySubject(t testing.TB, text string) []byte {
 	t.Helper()
-	oids := map[string]asn1.ObjectIdentifier{"CN": {2, 5, 4, 3}, "O": {2, 5, 4, 10}, "OU": {2, 5, 4, 11}, "SN": {2, 5, 4, 5}, "C": {2, 5, 4, 6}, "DC": {0, 9, 2342, 19200300, 100, 1, 25}}
+	oids := map[string]asn1.ObjectIdentifier{"CN": {2, 5, 4, 3}, "O": {2, 5, 4, 10}, "OU": {2, 5, 4, 11}, "SN": {2, 5, 4, 5}, "C": {2, 5, 4, 6}, "DC": {0, 9, 2342, 19200300, 100, 1, 25},
+		"E": {1, 2, 840, 113549, 1, 9, 1}}
 	var name pkix.RDNSequence
 	for _, w := range slices.Backward(words(text)) {
 		name = append(name, pkix.RelativeDistinguishedNameSET{{Type: oids[w[0]], Value: w[1]}})
