@@ -48,8 +48,8 @@ func TestATokenThatVaultDoesNotKnow(t *testing.T) {
 	}
 	s.o.Token = func() ([]byte, error) { return []byte("root"), nil }
 	good := s.o.Roots
-	s.o.Roots = []*x509.Certificate{s.tls.Root}
-	if err := submits(t, s.issuer(), "6-ff"); !upstream.IsNotIssued(err) || len(s.stored()) != 1 {
+	s.o.Roots = []*x509.Certificate{s.TLS.Root}
+	if err := submits(t, s.issuer(), "6-ff"); !upstream.IsNotIssued(err) || len(s.Stored()) != 1 {
 		t.Errorf("another root: %v", err)
 	}
 	s.o.Roots = good
@@ -65,9 +65,9 @@ func (s *server) appRole(changes map[string]any) (roleID, secretID string) {
 	for k, v := range changes {
 		in[k] = v
 	}
-	s.post("auth/approle/role/gateway", in)
-	roleID = s.do(http.MethodGet, "auth/approle/role/gateway/role-id", nil)["role_id"].(string)
-	return roleID, s.post("auth/approle/role/gateway/secret-id", map[string]any{})["secret_id"].(string)
+	s.Post("auth/approle/role/gateway", in)
+	roleID = s.Do(http.MethodGet, "auth/approle/role/gateway/role-id", nil)["role_id"].(string)
+	return roleID, s.Post("auth/approle/role/gateway/secret-id", map[string]any{})["secret_id"].(string)
 }
 
 func TestAnAppRoleLogsInAndRenews(t *testing.T) {
@@ -78,7 +78,7 @@ func TestAnAppRoleLogsInAndRenews(t *testing.T) {
 	s.o.Token = nil
 	s.o.AppRole = &vault.AppRole{RoleID: roleID, SecretID: func() ([]byte, error) { logins.Add(1); return []byte(secretID + "\n"), nil }}
 	s.o.Now = func() time.Time { return now.Add(time.Duration(ahead.Load())) }
-	s.proxy.Make(0, 1<<30, func(r *http.Request) bool {
+	s.Proxy.Make(0, 1<<30, func(r *http.Request) bool {
 		if strings.HasSuffix(r.URL.Path, "/renew-self") {
 			renewals.Add(1)
 		}
@@ -120,13 +120,13 @@ func TestAPolicyThatDoesNotSufficeIsNotLoggedInAgain(t *testing.T) {
 	if err := submits(t, ca, "1-aa"); err != nil {
 		t.Fatal(err)
 	}
-	s.post("test/deny", map[string]any{"path": "pki/sign/mail"})
+	s.Post("test/deny", map[string]any{"path": "pki/sign/mail"})
 	for _, id := range []string{"2-bb", "3-cc"} {
 		if err := submits(t, ca, id); !upstream.IsNotIssued(err) || !strings.Contains(err.Error(), "needs update on pki/sign/mail") {
 			t.Errorf("%v", err)
 		}
 	}
-	s.post("test/deny", map[string]any{"path": ""})
+	s.Post("test/deny", map[string]any{"path": ""})
 	if err := submits(t, ca, "4-dd"); err != nil || logins.Load() != 1 {
 		t.Errorf("%v, %d logins", err, logins.Load())
 	}

@@ -102,7 +102,7 @@ func TestAnAnswerThatIsLostLater(t *testing.T) {
 		t.Fatalf("it may be under way: %+v, %v", r, err)
 	}
 	ahead.Store(int64(4 * time.Minute))
-	s.proxy.Make(proxy.Garbage, 1, s.subject().Submits)
+	s.Proxy.Make(proxy.Garbage, 1, s.subject().Submits)
 	if _, err := ca.Submit(background, o); err == nil {
 		t.Fatal("the answer was garbage")
 	}
@@ -154,7 +154,7 @@ func TestLookingIsBounded(t *testing.T) {
 		}
 	}
 	var fetched atomic.Int64
-	s.proxy.Make(proxy.None, 1<<30, func(r *http.Request) bool {
+	s.Proxy.Make(proxy.None, 1<<30, func(r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/cert/") {
 			fetched.Add(1)
 		}
@@ -166,7 +166,7 @@ func TestLookingIsBounded(t *testing.T) {
 			t.Fatalf("it may be under way: %+v, %v", r, err)
 		}
 	}
-	if all := int64(len(s.stored()) + len(s.own)); fetched.Load() != all {
+	if all := int64(len(s.Stored()) + len(s.Own)); fetched.Load() != all {
 		t.Errorf("%d certificates fetched, %d are stored", fetched.Load(), all)
 	}
 }
@@ -181,18 +181,18 @@ func TestALongSearchGoesOn(t *testing.T) {
 			t.Fatalf("%+v, %v", r, err)
 		}
 	}
-	s.proxy.Make(proxy.Lost, 1, s.subject().Submits)
+	s.Proxy.Make(proxy.Lost, 1, s.subject().Submits)
 	if _, err := ca.Submit(background, o); err == nil {
 		t.Fatal("the answer was not lost")
 	}
 	var fetched atomic.Int64
-	s.proxy.Make(proxy.Silence, 1<<30, func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/cert/") && fetched.Add(1) > 20 })
+	s.Proxy.Make(proxy.Silence, 1<<30, func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/cert/") && fetched.Add(1) > 20 })
 	ctx, cancel := context.WithTimeout(background, 500*time.Millisecond)
 	defer cancel()
 	if r, err := ca.Find(ctx, o, ""); err != nil || r.State != upstream.Pending {
 		t.Fatalf("half of them are looked at: %+v, %v", r, err)
 	}
-	s.proxy.Make(proxy.None, 1<<30, func(r *http.Request) bool {
+	s.Proxy.Make(proxy.None, 1<<30, func(r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/cert/") {
 			fetched.Add(1)
 		}

@@ -91,10 +91,10 @@ func TestWhatARoleCanSign(t *testing.T) {
 			ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 21, 10}, Value: []byte{0x30, 0}}}}, "1.3.6.1.4.1.311.21.10"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s.role(c.role)
+			s.Role(c.role)
 			ca = s.issuer() // which has not read the role yet
 			o := decided(t, "1-aa", &c.like)
-			before := len(s.stored())
+			before := len(s.Stored())
 			r, err := ca.Submit(background, o)
 			switch {
 			case err != nil:
@@ -103,7 +103,7 @@ func TestWhatARoleCanSign(t *testing.T) {
 				if r.State != upstream.Refused || !strings.Contains(r.Reason, c.words) {
 					t.Errorf("%+v, want %q", r, c.words)
 				}
-				if len(s.stored()) != before {
+				if len(s.Stored()) != before {
 					t.Error("something was signed")
 				}
 			case r.State != upstream.Issued:
@@ -135,11 +135,11 @@ func policies(t testing.TB, list ...string) (out []x509.OID) {
 // What a request says where the decision says nothing is no part of the certificate either.
 func TestARequestAddsNothingToTheSubject(t *testing.T) {
 	s := start(t)
-	s.role(map[string]any{"allowed_serial_numbers": "*", "allowed_user_ids": "*"})
+	s.Role(map[string]any{"allowed_serial_numbers": "*", "allowed_user_ids": "*"})
 	o := contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))
 	o.CSR = request(t, testpki.RSA(t, 2048), pkix.Name{SerialNumber: "S-1-5-21", CommonName: "Administrator"})
 	o.PublicKey = publicKey(t, o.CSR)
-	if r, err := s.issuer().Submit(background, o); err != nil || r.State != upstream.Refused || len(s.stored()) != 0 {
+	if r, err := s.issuer().Submit(background, o); err != nil || r.State != upstream.Refused || len(s.Stored()) != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -158,14 +158,14 @@ func TestARoleThatCannotBeWorkedWith(t *testing.T) {
 		"leases":                            {map[string]any{"generate_lease": true}, "generate_lease=false"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s.role(c.role)
+			s.Role(c.role)
 			_, err := s.issuer().Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048)))
 			if !upstream.IsNotIssued(err) || !strings.Contains(err.Error(), c.words) {
 				t.Errorf("%v, want %q", err, c.words)
 			}
 		})
 	}
-	s.role(nil)
+	s.Role(nil)
 	s.o.Role = "nobody"
 	if _, err := s.issuer().Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))); !upstream.IsNotIssued(err) || !strings.Contains(err.Error(), `no role "nobody"`) {
 		t.Error(err)

@@ -23,7 +23,7 @@ func TestContractWithARole(t *testing.T) {
 		s := start(t)
 		subject := s.subject()
 		subject.Refused = func(t testing.TB) upstream.Order {
-			s.role(map[string]any{"key_type": "ec", "key_bits": 256})
+			s.Role(map[string]any{"key_type": "ec", "key_bits": 256})
 			return contract.WindowsOrder(t, "a-1", testpki.RSA(t, 2048))
 		}
 		return subject
