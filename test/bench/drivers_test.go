@@ -16,16 +16,33 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
+	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/vault/engine"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
 // drivers are the CAs that run here and take what Windows sends, as they are put in the place of the embedded CA.
 var drivers = []struct {
-	name  string
-	start func(b *testing.B, c *config.CA)
+	name, account, template string
+	start                   func(b *testing.B, c *config.CA)
 }{
-	{"embedded", func(*testing.B, *config.CA) {}},
-	{"step-ca", throughStepCA},
+	{"embedded", "alice", "LabUserAuth", func(*testing.B, *config.CA) {}},
+	{"step-ca", "alice", "LabUserAuth", throughStepCA},
+	{"Vault", "WS1$", "LabMachine", throughVault},
+}
+
+// throughVault issues through a role for computers of Vault's own PKI engine.
+func throughVault(b *testing.B, c *config.CA) {
+	e := engine.Start(b)
+	e.Role(map[string]any{"server_flag": true, "client_flag": true, "email_protection_flag": false, "key_usage": "DigitalSignature,KeyEncipherment", "organization": "", "max_ttl": "17520h"})
+	token := filepath.Join(b.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("root\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	c.Driver, c.Local = "vault", config.LocalCA{}
+	c.Tolerate.Missing = []string{wcce.OIDTemplateName, wcce.OIDTemplateInfo, wcce.OIDAppPolicies, wcce.OIDSID}
+	c.Vault = config.Vault{Connection: config.Connection{URL: e.Proxy.URL, Root: testpki.PEM(b, "CERTIFICATE", e.Root.Raw), CAFile: testpki.PEM(b, "CERTIFICATE", e.TLS.Root.Raw)},
+		Namespace: engine.Namespace, Role: "mail", Token: config.Secret{File: token}}
 }
 
 func throughStepCA(b *testing.B, c *config.CA) {
@@ -51,11 +68,11 @@ func BenchmarkDrivers(b *testing.B) {
 	for _, d := range drivers {
 		b.Run(d.name, func(b *testing.B) {
 			w := world.StartChanged(b, "", func(c *config.Config) { d.start(b, &c.CAs[0]) })
-			subject, err := w.Forest.SubjectByName(background, "alice")
+			subject, err := w.Forest.SubjectByName(background, d.account)
 			if err != nil {
 				b.Fatal(err)
 			}
-			caller := templates.Caller{Principal: "alice@LAB.TEST", Realm: "LAB.TEST", SID: subject.SID, Groups: subject.Groups}
+			caller := templates.Caller{Principal: d.account + "@LAB.TEST", Realm: "LAB.TEST", SID: subject.SID, Groups: subject.Groups, Machine: subject.Machine}
 			enroll := func(der []byte) {
 				reply, err := w.Enroll(background, gateway.Submission{Caller: caller, CA: world.CAName, Transport: "bench", Request: der})
 				if err != nil || reply.Certificate == nil {
@@ -63,8 +80,8 @@ func BenchmarkDrivers(b *testing.B) {
 				}
 			}
 			requests := make([][]byte, 2*orders)
-			measure(len(requests), func(i int) { requests[i], _ = world.Request(b, "LabUserAuth", nil) })
-			e, err := w.Explain(background, "alice", "LabUserAuth", "")
+			measure(len(requests), func(i int) { requests[i], _ = world.Request(b, d.template, nil) })
+			e, err := w.Explain(background, d.account, d.template, "")
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -29,7 +29,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/dn"
@@ -60,7 +60,7 @@ type Options struct {
 type CA struct {
 	o      Options
 	client *acme.Client
-	chain  *issuers.Keeper
+	chain  *chain.Keeper
 
 	mu         sync.Mutex // guards registered
 	registered bool
@@ -99,7 +99,7 @@ func New(o Options) (*CA, error) {
 			IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10}, maxAnswer)},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
-	ca.chain, err = issuers.New(issuers.Options{CA: o.Name, Roots: o.Roots, File: o.ChainFile, Now: o.Now})
+	ca.chain, err = chain.New(chain.Options{CA: o.Name, Roots: o.Roots, File: o.ChainFile, Now: o.Now})
 	return ca, err
 }
 
@@ -224,4 +224,4 @@ func clean(text string, most int) string {
 }
 
 // Chain returns the CA's certificate and those above it, as seen with the last certificate.
-func (ca *CA) Chain(context.Context) ([]*x509.Certificate, error) { return ca.chain.Learned() }
+func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) { return ca.chain.Get(ctx) }

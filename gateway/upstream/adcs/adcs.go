@@ -28,7 +28,7 @@ import (
 	"unicode/utf16"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/jcmturner/gokrb5/v8/config"
@@ -63,7 +63,7 @@ type CA struct {
 	o      Options
 	krb5   *config.Config
 	keytab *keytab.Keytab // as at the start
-	chain  *issuers.Keeper
+	chain  *chain.Keeper
 }
 
 // fromTemplate are extensions that AD CS makes from its own template, whatever a request says ([MS-WCCE] 3.2.2.6.2.1.4.5).
@@ -94,7 +94,7 @@ func New(o Options) (*CA, error) {
 	if ca.keytab, err = keytab.Load(o.Keytab); err != nil {
 		return fail(fmt.Errorf("keytab %s: %w", o.Keytab, err))
 	}
-	ca.chain, err = issuers.New(issuers.Options{CA: o.Name, Roots: o.Roots, Known: o.Issuing, File: o.ChainFile, Now: o.Now})
+	ca.chain, err = chain.New(chain.Options{CA: o.Name, Roots: o.Roots, Known: o.Issuing, File: o.ChainFile, Now: o.Now})
 	return ca, err
 }
 
@@ -237,7 +237,7 @@ func (ca *CA) issued(order upstream.Order, out *icertpassage.CertServerRequestRe
 	if signed, err := wcce.ParseSignedData(octets(out.Cert)); err == nil {
 		others = signed.Certificates
 	}
-	if _, err := ca.chain.Issued(cert, others); err != nil {
+	if err := ca.chain.Verify(cert, others); err != nil {
 		return upstream.Result{}, fmt.Errorf("the certificate %s: %w", cert.SerialNumber.Text(16), err)
 	}
 	return upstream.Result{State: upstream.Issued, Certificate: cert}, nil
@@ -259,4 +259,4 @@ func (ca *CA) Revoke(_ context.Context, serial *big.Int, _ int) error {
 }
 
 // Chain returns the CA's certificate and those above it, as configured or as seen with the last certificate.
-func (ca *CA) Chain(context.Context) ([]*x509.Certificate, error) { return ca.chain.Learned() }
+func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) { return ca.chain.Get(ctx) }

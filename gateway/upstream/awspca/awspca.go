@@ -38,7 +38,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/acmpca/types"
 	"github.com/aws/smithy-go/transport/http/protocol/awsjson"
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
@@ -65,7 +65,7 @@ type Options struct {
 type CA struct {
 	o        Options
 	client   *acmpca.Client
-	chain    *issuers.Keeper
+	chain    *chain.Keeper
 	template string
 
 	mu    sync.Mutex // guards first
@@ -114,7 +114,7 @@ func New(o Options) (*CA, error) {
 	}
 	ca.client = acmpca.New(options, func(o *acmpca.Options) { o.Protocol = awsjson.New11(schemas.ACMPrivateCA) }) // as the API's reference says it
 	var err error
-	ca.chain, err = issuers.New(issuers.Options{CA: o.Name, Roots: o.Roots, File: o.ChainFile, Now: o.Now})
+	ca.chain, err = chain.New(chain.Options{CA: o.Name, Roots: o.Roots, Fetch: ca.fetchChain, File: o.ChainFile, Now: o.Now})
 	return ca, err
 }
 
@@ -197,14 +197,14 @@ func (ca *CA) input(order upstream.Order) (*acmpca.IssueCertificateInput, error)
 }
 
 // Chain returns the CA's certificate and those above it.
-func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) {
-	return ca.chain.Get(ctx, func(ctx context.Context) ([]*x509.Certificate, error) {
-		out, err := ca.client.GetCertificateAuthorityCertificate(ctx, &acmpca.GetCertificateAuthorityCertificateInput{CertificateAuthorityArn: aws.String(ca.o.ARN)})
-		if err != nil {
-			return nil, plain(err)
-		}
-		return parse(aws.ToString(out.Certificate) + "\n" + aws.ToString(out.CertificateChain))
-	})
+func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) { return ca.chain.Get(ctx) }
+
+func (ca *CA) fetchChain(ctx context.Context) ([]*x509.Certificate, error) {
+	out, err := ca.client.GetCertificateAuthorityCertificate(ctx, &acmpca.GetCertificateAuthorityCertificateInput{CertificateAuthorityArn: aws.String(ca.o.ARN)})
+	if err != nil {
+		return nil, plain(err)
+	}
+	return parse(aws.ToString(out.Certificate) + "\n" + aws.ToString(out.CertificateChain))
 }
 
 // parse reads certificates in PEM form.

@@ -134,7 +134,7 @@ func (ca *CA) issued(order upstream.Order, text string) (upstream.Result, error)
 	if !ok || !key.Equal(order.PublicKey) {
 		return upstream.Result{}, fmt.Errorf("the certificate %s is for another public key", cert.SerialNumber.Text(16))
 	}
-	if _, err := ca.chain.Issued(cert, certs[1:]); err != nil {
+	if err := ca.chain.Verify(cert, certs[1:]); err != nil {
 		return upstream.Result{}, fmt.Errorf("the certificate %s: %w", cert.SerialNumber.Text(16), err)
 	}
 	return upstream.Result{State: upstream.Issued, Certificate: cert}, nil

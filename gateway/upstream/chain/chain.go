@@ -2,6 +2,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -23,6 +24,8 @@ type Options struct {
 	// Fetch asks the CA for the issuing certificate and those above it, in any order but that the issuing one is first; nil
 	// where the CA tells only together with a certificate.
 	Fetch func(ctx context.Context) ([]*x509.Certificate, error)
+	// Known are the issuing certificate, first, and those between it and a root, where the administrator says them.
+	Known []*x509.Certificate
 	File  string // keeps the chain for when the CA cannot be asked; "" keeps it in memory only
 	Now   func() time.Time
 }
@@ -49,10 +52,18 @@ func New(o Options) (*Keeper, error) {
 	for _, c := range o.Roots {
 		k.pool.AddCert(c)
 	}
+	if len(o.Known) > 0 {
+		chain, err := k.Above(o.Known[0], o.Known[1:])
+		if err != nil {
+			return nil, fmt.Errorf("CA %q: %w", o.CA, err)
+		}
+		k.chain, k.o.Fetch = chain, nil
+		return k, nil
+	}
 	if o.File != "" {
 		if text, err := os.ReadFile(o.File); err == nil {
 			if list, err := ParsePEM(text); err == nil && len(list) > 0 {
-				if chain, err := k.toRoot(list[0], list[1:]); err == nil {
+				if chain, err := k.Above(list[0], list[1:]); err == nil {
 					k.chain = chain // fetched stays zero: it is asked for again when first needed
 				}
 			}
@@ -61,11 +72,14 @@ func New(o Options) (*Keeper, error) {
 	return k, nil
 }
 
-// maxAge is for how long a chain is used without asking again; after a failure it is asked for again in retry.
+// Age is for how long a chain is used without asking again; after a failure it is asked for again in retry.
 const (
-	maxAge = time.Hour
-	retry  = time.Minute
+	Age   = time.Hour
+	retry = time.Minute
 )
+
+// Roots are the pinned certificates.
+func (k *Keeper) Roots() *x509.CertPool { return k.pool }
 
 // Get returns the issuing certificate and those above it, up to a pinned root. While the CA cannot be asked the last known chain is
 // returned.
@@ -73,7 +87,7 @@ func (k *Keeper) Get(ctx context.Context) ([]*x509.Certificate, error) {
 	k.mu.Lock()
 	known, fetched := k.chain, k.fetched
 	k.mu.Unlock()
-	if known != nil && (k.o.Fetch == nil || k.o.Now().Sub(fetched) < maxAge) {
+	if known != nil && (k.o.Fetch == nil || k.o.Now().Sub(fetched) < Age) {
 		return known, nil
 	}
 	if k.o.Fetch == nil {
@@ -90,7 +104,7 @@ func (k *Keeper) Get(ctx context.Context) ([]*x509.Certificate, error) {
 		return chain, nil
 	case known != nil:
 		k.mu.Lock()
-		k.fetched = k.o.Now().Add(retry - maxAge)
+		k.fetched = k.o.Now().Add(retry - Age)
 		k.mu.Unlock()
 		return known, nil
 	}
@@ -115,38 +129,46 @@ func (k *Keeper) Ready(ctx context.Context) error {
 // order, and in the known chain, and must chain to a pinned root. The certificate's own times, names and usages are not looked at: that is
 // what upstream.Compare is for.
 func (k *Keeper) Check(ctx context.Context, cert *x509.Certificate, above []*x509.Certificate) error {
-	known, err := k.Get(ctx)
-	if err != nil && len(above) == 0 {
+	if _, err := k.Get(ctx); err != nil && len(above) == 0 {
 		return err
 	}
-	candidates := slices.Concat(above, known, k.o.Roots)
+	return k.Verify(cert, above)
+}
+
+// Verify is Check without asking the CA for anything.
+func (k *Keeper) Verify(cert *x509.Certificate, above []*x509.Certificate) error {
+	candidates := slices.Concat(above, k.Known(), k.o.Known, k.o.Roots)
+	why := fmt.Errorf("the certificate is by %q, whose own certificate is neither known nor in the answer", cert.Issuer)
 	for _, issuer := range candidates {
-		if issuer.Equal(cert) || cert.CheckSignatureFrom(issuer) != nil {
+		if issuer.Equal(cert) || !bytes.Equal(issuer.RawSubject, cert.RawIssuer) || cert.CheckSignatureFrom(issuer) != nil {
 			continue
 		}
-		chain, err := k.toRoot(issuer, candidates)
-		if err != nil {
-			return err
+		chain, err := k.Above(issuer, candidates)
+		if err == nil {
+			if len(above) > 0 {
+				k.keep(chain)
+			}
+			return nil
 		}
-		if len(above) > 0 {
-			k.keep(chain)
-		}
-		return nil
+		why = err
 	}
-	return errors.New("the certificate is not signed by the CA's own")
+	return why
 }
 
 func (k *Keeper) toRootOf(list []*x509.Certificate) ([]*x509.Certificate, error) {
 	if len(list) == 0 {
 		return nil, errors.New("the CA named no certificate of its own")
 	}
-	return k.toRoot(list[0], list[1:])
+	return k.Above(list[0], list[1:])
 }
 
-// toRoot orders certificates from the issuing one to a pinned root.
-func (k *Keeper) toRoot(issuing *x509.Certificate, others []*x509.Certificate) ([]*x509.Certificate, error) {
+// Above orders certificates from an issuing one to a pinned root.
+func (k *Keeper) Above(issuing *x509.Certificate, others []*x509.Certificate) ([]*x509.Certificate, error) {
+	if !issuing.IsCA || !issuing.BasicConstraintsValid {
+		return nil, fmt.Errorf("the certificate %q is not that of a CA", issuing.Subject)
+	}
 	between := x509.NewCertPool()
-	for _, c := range others {
+	for _, c := range append(slices.Clip(others), k.o.Known...) {
 		between.AddCert(c)
 	}
 	chains, err := issuing.Verify(x509.VerifyOptions{Roots: k.pool, Intermediates: between, CurrentTime: k.o.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})

@@ -34,7 +34,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
@@ -69,7 +69,7 @@ type Options struct {
 type CA struct {
 	o      Options
 	web    *web.Client
-	chain  *issuers.Keeper
+	chain  *chain.Keeper
 	sender []byte // DER of a Name
 	keyID  []byte
 	path   string // "/" where the configured address ends in it: some servers insist on it
@@ -110,7 +110,7 @@ func New(o Options) (*CA, error) {
 	if ca.web, err = web.New(web.Options{CA: o.Name, URL: o.URL, TLS: o.TLS, Timeout: o.Timeout, PlainHTTP: true}); err != nil {
 		return nil, err
 	}
-	ca.chain, err = issuers.New(issuers.Options{CA: o.Name, Roots: o.Roots, Known: o.Issuing, File: o.ChainFile, Now: o.Now})
+	ca.chain, err = chain.New(chain.Options{CA: o.Name, Roots: o.Roots, Known: o.Issuing, File: o.ChainFile, Now: o.Now})
 	return ca, err
 }
 
@@ -299,11 +299,11 @@ func (ca *CA) exchange(ctx context.Context, out outgoing) (m *message, proven bo
 
 // recipient is the name of the CA, as far as known.
 func (ca *CA) recipient() []byte {
-	if last := ca.chain.Last(); len(last) > 0 {
+	if last := ca.chain.Known(); len(last) > 0 {
 		return last[0].RawSubject
 	}
 	return ca.o.Roots[0].RawSubject
 }
 
 // Chain returns the CA's certificate and those above it, as configured or as seen with the last certificate.
-func (ca *CA) Chain(context.Context) ([]*x509.Certificate, error) { return ca.chain.Learned() }
+func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) { return ca.chain.Get(ctx) }

@@ -168,7 +168,7 @@ func (ca *CA) verify(m *message) error {
 		return fmt.Errorf("the message is protected by algorithm %s, which is not supported", oid)
 	}
 	why := errors.New("it names no certificate that signed it")
-	for _, c := range slices.Concat(m.extra, ca.o.Responders, ca.chain.Last()) {
+	for _, c := range slices.Concat(m.extra, ca.o.Responders, ca.chain.Known()) {
 		if len(m.keyID) > 0 && len(c.SubjectKeyId) > 0 && !bytes.Equal(m.keyID, c.SubjectKeyId) {
 			continue
 		}
@@ -205,7 +205,7 @@ func (ca *CA) speaks(c *x509.Certificate, extra []*x509.Certificate) error {
 		return fmt.Errorf("the key of %q is not for signatures", c.Subject)
 	}
 	between := x509.NewCertPool()
-	for _, e := range slices.Concat(extra, ca.chain.Last()) {
+	for _, e := range slices.Concat(extra, ca.chain.Known()) {
 		between.AddCert(e)
 	}
 	_, err := c.Verify(x509.VerifyOptions{Roots: ca.chain.Roots(), Intermediates: between, CurrentTime: ca.o.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})

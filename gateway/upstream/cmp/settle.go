@@ -97,8 +97,7 @@ func (ca *CA) ours(t *transaction, cert *x509.Certificate, others []*x509.Certif
 	if !ok || !key.Equal(t.order.PublicKey) {
 		return errors.New("its public key is not that of the request")
 	}
-	_, err := ca.chain.Issued(cert, others)
-	return err
+	return ca.chain.Verify(cert, others)
 }
 
 // attempts are how often a confirmation is sent: without it the CA revokes what it has issued.
@@ -167,7 +166,7 @@ func (ca *CA) Revoke(ctx context.Context, serial *big.Int, reason int) error {
 }
 
 func (ca *CA) revoke(ctx context.Context, serial *big.Int, reason int) error {
-	issuing, err := ca.chain.Learned()
+	issuing, err := ca.chain.Get(ctx)
 	if err != nil {
 		return err
 	}

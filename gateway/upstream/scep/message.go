@@ -121,7 +121,7 @@ func (ca *CA) result(order upstream.Order, id string, reply *reply, signers []*x
 			if !ok || !key.Equal(order.PublicKey) {
 				continue
 			}
-			if _, err := ca.chain.Issued(c, append(certs, signers...)); err != nil {
+			if err := ca.chain.Verify(c, append(certs, signers...)); err != nil {
 				return upstream.Result{}, fmt.Errorf("certificate %s: %w", c.SerialNumber.Text(16), err)
 			}
 			return upstream.Result{State: upstream.Issued, Certificate: c}, nil

@@ -11,7 +11,7 @@ import (
 	"strings"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
@@ -49,7 +49,7 @@ func (ca *CA) peer(ctx context.Context) (*peers, error) {
 		return nil, upstream.NotIssued(err)
 	}
 	ca.mu.Lock()
-	ca.peers, ca.until = p, ca.o.Now().Add(issuers.Age)
+	ca.peers, ca.until = p, ca.o.Now().Add(chain.Age)
 	ca.mu.Unlock()
 	return p, nil
 }

@@ -29,7 +29,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
-	"github.com/enrollgate/enrollgate/gateway/upstream/issuers"
+	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
@@ -64,7 +64,7 @@ type Key interface {
 type CA struct {
 	o      Options
 	web    *web.Client
-	chain  *issuers.Keeper
+	chain  *chain.Keeper
 	secure bool // TLS tells who answers
 
 	mu    sync.Mutex // guards peers, until
@@ -94,7 +94,7 @@ func New(o Options) (*CA, error) {
 	if ca.web, err = web.New(web.Options{CA: o.Name, URL: o.URL, TLS: o.TLS, Timeout: o.Timeout, PlainHTTP: true}); err != nil {
 		return nil, err
 	}
-	ca.chain, err = issuers.New(issuers.Options{CA: o.Name, Roots: o.Roots, Known: o.Issuing, File: o.ChainFile, Now: o.Now})
+	ca.chain, err = chain.New(chain.Options{CA: o.Name, Roots: o.Roots, Known: o.Issuing, Fetch: ca.fetchChain, File: o.ChainFile, Now: o.Now})
 	return ca, err
 }
 
@@ -170,18 +170,15 @@ func (ca *CA) Revoke(_ context.Context, serial *big.Int, _ int) error {
 }
 
 // Chain returns the CA's certificate and those above it.
-func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) {
-	if len(ca.o.Issuing) > 0 {
-		return ca.chain.Learned()
+func (ca *CA) Chain(ctx context.Context) ([]*x509.Certificate, error) { return ca.chain.Get(ctx) }
+
+func (ca *CA) fetchChain(ctx context.Context) ([]*x509.Certificate, error) {
+	certs, err := ca.certificates(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return ca.chain.Get(ctx, func(ctx context.Context) ([]*x509.Certificate, error) {
-		certs, err := ca.certificates(ctx)
-		if err != nil {
-			return nil, err
-		}
-		slices.SortStableFunc(certs, func(a, b *x509.Certificate) int { return rank(a, certs) - rank(b, certs) })
-		return certs, nil
-	})
+	slices.SortStableFunc(certs, func(a, b *x509.Certificate) int { return rank(a, certs) - rank(b, certs) })
+	return certs, nil
 }
 
 // rank puts the CA that issues before those above it, and registration authorities last.
