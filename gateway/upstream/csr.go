@@ -13,6 +13,18 @@ import (
 	"github.com/enrollgate/enrollgate/templates/dn"
 )
 
+// SignedCSR reads an order's request for a CA that wants one which its own key has signed. product is the CA's, for people: "a step-ca".
+func SignedCSR(order Order, product string) (*wcce.CSR, error) {
+	csr, err := wcce.ParseCSR(order.CSR)
+	if err == nil {
+		err = csr.Verify(true)
+	}
+	if err == nil && csr.NullSignature {
+		err = fmt.Errorf("it is %s, which needs a request that is signed with its own key; this one has a hash in place of the signature", product)
+	}
+	return csr, err
+}
+
 // CarriedByCSR tells, as an error, which part of the decision a PKCS#10 request does not say, or says otherwise. It is for
 // CAs that take names and extensions from the request. Extensions in ignore need not be in it; what is not decided must not be.
 // A request of Windows has no names unless the template lets the enrollee supply them.

@@ -144,15 +144,9 @@ func (ca *CA) Check(order upstream.Order) error {
 
 // names are the DNS names in the client's request.
 func (ca *CA) names(order upstream.Order) ([]string, error) {
-	csr, err := wcce.ParseCSR(order.CSR)
+	csr, err := upstream.SignedCSR(order, "asked by ACME")
 	if err != nil {
 		return nil, err
-	}
-	if err := csr.Verify(true); err != nil {
-		return nil, err
-	}
-	if csr.NullSignature {
-		return nil, errors.New("ACME passes the client's request on, which its key has to have signed; this one has a hash in place of the signature")
 	}
 	if err := upstream.CarriedByCSR(order, append(fromProfile, ca.o.Ignore...)); err != nil {
 		return nil, err

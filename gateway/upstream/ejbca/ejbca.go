@@ -40,7 +40,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/settle"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
-	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
 // Options configure the driver.
@@ -110,15 +109,9 @@ const product = "EJBCA"
 
 // Check refuses an order that cannot be put into EJBCA's words.
 func (ca *CA) Check(order upstream.Order) error {
-	csr, err := wcce.ParseCSR(order.CSR)
-	if err == nil {
-		err = csr.Verify(true)
-	}
+	_, err := upstream.SignedCSR(order, "an EJBCA")
 	if err != nil {
 		return fmt.Errorf("CA %q: %w", ca.o.Name, err)
-	}
-	if csr.NullSignature {
-		return fmt.Errorf("CA %q is an EJBCA, which needs a request that is signed with its own key; this one has a hash in place of the signature", ca.o.Name)
 	}
 	if ca.o.FromRequest {
 		err = upstream.CarriedByCSR(order, slices.Concat(profiled, ca.o.FromProfile, ca.o.Tolerance.Missing, ca.o.Tolerance.Changed))
@@ -179,14 +172,7 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	return r, nil
 }
 
-// wrap names the CA, and keeps that nothing was issued.
-func (ca *CA) wrap(err error) error {
-	wrapped := fmt.Errorf("CA %q: %w", ca.o.Name, err)
-	if upstream.IsNotIssued(err) {
-		return upstream.NotIssued(wrapped)
-	}
-	return wrapped
-}
+func (ca *CA) wrap(err error) error { return fmt.Errorf("CA %q: %w", ca.o.Name, err) }
 
 // byEntity registers the order's end entity, if it is not there, and asks for its certificate.
 func (ca *CA) byEntity(ctx context.Context, order upstream.Order, user string) (upstream.Result, error) {

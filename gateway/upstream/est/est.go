@@ -95,15 +95,8 @@ const product = "EST server"
 
 // Check refuses an order of which the request does not say everything, or that proves nothing.
 func (ca *CA) Check(order upstream.Order) error {
-	csr, err := wcce.ParseCSR(order.CSR)
-	if err == nil {
-		err = csr.Verify(true)
-	}
-	if err != nil {
+	if _, err := upstream.SignedCSR(order, "an EST server"); err != nil {
 		return fmt.Errorf("CA %q: %w", ca.o.Name, err)
-	}
-	if csr.NullSignature {
-		return fmt.Errorf("CA %q is an EST server, which needs a request that is signed with its own key; this one has a hash in place of the signature", ca.o.Name)
 	}
 	if err := upstream.CarriedByCSR(order, slices.Concat(ca.o.FromProfile, ca.o.Tolerance.Missing, ca.o.Tolerance.Changed)); err != nil {
 		return fmt.Errorf("CA %q speaks EST: %w", ca.o.Name, err)
@@ -126,14 +119,7 @@ func (ca *CA) Submit(ctx context.Context, order upstream.Order) (upstream.Result
 	return r, err
 }
 
-// wrap names the CA, and keeps that nothing was issued.
-func (ca *CA) wrap(err error) error {
-	wrapped := fmt.Errorf("CA %q: %w", ca.o.Name, err)
-	if upstream.IsNotIssued(err) {
-		return upstream.NotIssued(wrapped)
-	}
-	return wrapped
-}
+func (ca *CA) wrap(err error) error { return fmt.Errorf("CA %q: %w", ca.o.Name, err) }
 
 // Find sends an order again that the CA wants to be asked for later. Of any other nobody can tell.
 func (ca *CA) Find(ctx context.Context, order upstream.Order, token string) (upstream.Result, error) {

@@ -31,7 +31,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
-	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
 // Options configure the driver.
@@ -105,13 +104,7 @@ func (ca *CA) Traits() upstream.Traits {
 
 // Check refuses a request that does not say what was decided, or that its key has not signed.
 func (ca *CA) Check(order upstream.Order) error {
-	csr, err := wcce.ParseCSR(order.CSR)
-	if err == nil {
-		err = csr.Verify(true)
-	}
-	if err == nil && csr.NullSignature {
-		err = errors.New("SCEP passes the client's request on, which its key has to have signed; this one has a hash in place of the signature")
-	}
+	_, err := upstream.SignedCSR(order, "asked by SCEP")
 	if err == nil {
 		err = upstream.CarriedByCSR(order, ca.o.Ignore)
 	}

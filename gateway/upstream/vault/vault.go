@@ -42,7 +42,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/chain"
 	"github.com/enrollgate/enrollgate/gateway/upstream/settle"
 	"github.com/enrollgate/enrollgate/gateway/upstream/web"
-	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
 // Options configure the driver.
@@ -145,15 +144,9 @@ func (ca *CA) Check(order upstream.Order) error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("CA %q is a Vault, which "+format, append([]any{ca.o.Name}, args...)...)
 	}
-	csr, err := wcce.ParseCSR(order.CSR)
+	csr, err := upstream.SignedCSR(order, "a Vault")
 	if err != nil {
 		return fmt.Errorf("CA %q: %w", ca.o.Name, err)
-	}
-	switch err := csr.Verify(true); {
-	case err != nil:
-		return fmt.Errorf("CA %q: %w", ca.o.Name, err)
-	case csr.NullSignature:
-		return refuse("needs a request that is signed with its own key; this one has a hash in place of the signature")
 	}
 	switch k := csr.PublicKey.(type) {
 	case *rsa.PublicKey:
