@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/store"
@@ -292,5 +294,71 @@ func reconcile(rt *rapid.T, d *desk) {
 		case r.State == ledger.Waiting && r.Doubt == "", r.State == ledger.Open, r.State == ledger.Failed:
 			rt.Errorf("request %d is %s, after everything answers again: %s", r.ID, r.State, r.Trouble)
 		}
+	}
+}
+
+// An order in doubt is left alone until somebody says what the CA has done with it.
+func TestDoubtIsSettledByAPerson(t *testing.T) {
+	real := testpki.CA(t, testpki.DB(t), time.Now)
+	what := lost
+	ca := &fakeCA{real: real, repetition: upstream.RepeatBlind, next: func() fate { return what }, issued: map[string][]string{}, revoked: map[string]bool{}}
+	now := time.Now()
+	d := newDesk(t, testpki.DB(t), func() time.Time { return now }, ca)
+	ctx := context.Background()
+	for n := range 3 {
+		d.request(t, n, []string{"CA0"})
+	}
+	what = fine
+	for range 3 {
+		now = now.Add(time.Hour)
+		if _, err := d.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows, err := d.Ledger.InDoubt(ctx, 10)
+	if err != nil || len(rows) != 3 || !strings.Contains(rows[0].Doubt, "look for") {
+		t.Fatalf("%d rows in doubt, %v", len(rows), err)
+	}
+	if queues, err := d.Ledger.Queues(ctx); err != nil || len(queues) != 1 || queues[0].Doubt != 3 || queues[0].Waiting != 0 {
+		t.Errorf("%+v, %v", queues, err)
+	}
+	// The certificate that the CA has issued; another one is refused.
+	order, err := orderOf(rows[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	order.ID += "0"
+	found, err := real.Submit(ctx, order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, foreign := testpki.Agent(t, "foreign", now, now.Add(time.Hour))
+	if _, err := d.Settle(ctx, rows[0].ID, foreign, false, "admin", "found"); err == nil {
+		t.Error("a certificate of another CA settles the doubt")
+	}
+	if r, err := d.Settle(ctx, rows[0].ID, found.Certificate, false, "admin", "found"); err != nil || r.State != ledger.Issued || r.Serial != ledger.SerialText(found.Certificate) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// None, and the order goes to the CA again.
+	ca.issued = map[string][]string{}
+	if r, err := d.Settle(ctx, rows[1].ID, nil, true, "admin", "the CA's log has none"); err != nil || r.State != ledger.Waiting || r.Doubt != "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := d.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := d.Ledger.Get(ctx, rows[1].ID); err != nil || r.State != ledger.Issued {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// None, and the client shall ask anew.
+	if r, err := d.Settle(ctx, rows[2].ID, nil, false, "admin", "no such request there"); err != nil || r.State != ledger.Denied {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := d.Settle(ctx, rows[2].ID, nil, true, "admin", "again"); err == nil {
+		t.Error("what is settled is settled again")
+	}
+	lines, err := audit.Verify(ctx, d.DB.SQL)
+	if err != nil || lines < 3+1+1+1+1 { // doubts, issued, settled, issued, denied
+		t.Errorf("%d lines in the audit log, %v", lines, err)
 	}
 }

@@ -214,7 +214,7 @@ func (g *Gateway) publicHandler() http.Handler {
 	mux := http.NewServeMux()
 	find := func(w http.ResponseWriter, r *http.Request, suffix string) *CA {
 		name, ok := strings.CutSuffix(r.PathValue("file"), suffix)
-		if ca := g.CA(name); ok && ca != nil && ca.Local != nil {
+		if ca := g.Signer(name); ok && ca != nil && ca.Local != nil {
 			return ca
 		}
 		http.NotFound(w, r)

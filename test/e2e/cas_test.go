@@ -94,6 +94,15 @@ func TestRoutesLeadToOtherCAs(t *testing.T) {
 	if err := w.Revoke(background, row, "test", 1); err != nil {
 		t.Error(err)
 	}
+	list, err := w.CAStatus(background)
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for _, s := range list[1:] { // nothing was issued by the published one
+		if s.Published || s.CRL == nil || s.CRL.Error != "" || s.State != "answers" {
+			t.Errorf("%+v, %+v", s, s.CRL)
+		}
+	}
 	crl, err := w.Signer("Mail CA").Local.CRL(background)
 	if err != nil || !bytes.Contains(crl, mail.SerialNumber.Bytes()) {
 		t.Errorf("the revoked certificate is not in its CA's list: %v", err)
