@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -163,7 +162,7 @@ func (db *DB) gather(first *job) []*job {
 func (db *DB) commit(group []*job) {
 	results := make([]error, len(group))
 	err := db.try(group, results)
-	for n := 1; n < maxTries && (retryable(err) || slices.ContainsFunc(results, retryable)); n++ {
+	for n := 1; n < maxTries && retryable(err); n++ {
 		time.Sleep(rand.N(time.Duration(n) * retryWait))
 		err = db.try(group, results)
 	}
@@ -191,6 +190,9 @@ func (db *DB) try(group []*job, results []error) error {
 	for i, j := range group {
 		if results[i], err = savepoint(tx, j.do); err != nil {
 			return err
+		}
+		if retryable(results[i]) { // it ends them all: what the others have written is not kept either
+			return results[i]
 		}
 	}
 	return tx.Commit()
