@@ -55,8 +55,7 @@ func (g *Gateway) send(ctx context.Context, row *ledger.Row, order upstream.Orde
 			continue
 		}
 		signer = ca
-		journaled := first && i == 0 || name == row.Issuer && upstream.TraitsOf(ca.Issuer).Repetition == upstream.RepeatSame
-		if !journaled {
+		if journaled := first && i == 0; !journaled {
 			if err := g.Ledger.Send(ctx, row.ID, name); err != nil {
 				return ca, answer, upstream.NotIssued(err)
 			}
@@ -81,7 +80,10 @@ const (
 
 // unanswered is how a row goes on whose order has no answer.
 func (g *Gateway) unanswered(row *ledger.Row, signer *CA, cause error) ledger.Result {
-	r := ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: row.CAToken, Unsent: upstream.IsNotIssued(cause)}
+	r := ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: row.CAToken, Unsent: upstream.IsNotIssued(cause), Issuer: row.Issuer}
+	if len(row.Route) > 0 { // it begins anew with the first
+		r.Issuer = row.Route[0]
+	}
 	if r.Unsent && (errors.Is(cause, limit.ErrBusy) || errors.Is(cause, limit.ErrDown) || errors.Is(cause, errQueued)) {
 		// It keeps its place in the queue.
 		if r.Due = row.Due; r.Due.IsZero() {

@@ -23,6 +23,8 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/limit"
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
+	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
 	"github.com/sirupsen/logrus"
@@ -140,6 +142,13 @@ func (f *fakeCA) Chain(context.Context) ([]*x509.Certificate, error) {
 	return []*x509.Certificate{f.real.Certificate()}, nil
 }
 
+// everybody is a directory in which every account is there and enabled.
+type everybody struct{ Directory }
+
+func (everybody) Subject(_ context.Context, sid security.SID) (templates.Subject, error) {
+	return templates.Subject{SID: sid}, nil
+}
+
 // desk is a gateway without a directory and listeners: a ledger and CAs.
 type desk struct {
 	*Gateway
@@ -158,7 +167,7 @@ var deskKey = sync.OnceValue(func() crypto.Signer {
 func newDesk(t testing.TB, db *store.DB, now func() time.Time, cas ...*fakeCA) *desk {
 	log := logrus.New()
 	log.SetLevel(logrus.PanicLevel)
-	g := &Gateway{Config: &config.Config{}, Log: log, DB: db, Ledger: ledger.New(db, now), now: now, started: now(), metrics: newMetrics()}
+	g := &Gateway{Config: &config.Config{}, Log: log, DB: db, Ledger: ledger.New(db, now), now: now, started: now(), metrics: newMetrics(), Directory: everybody{}}
 	for i, f := range cas {
 		limits := limit.New(f, limit.Options{Name: fmt.Sprint("CA", i), Failures: 1 << 20})
 		g.signers = append(g.signers, &CA{Name: fmt.Sprint("CA", i), Driver: "fake", Issuer: limits, Limits: limits, Identity: f.real.Identity()})
@@ -188,6 +197,18 @@ func (d *desk) request(t testing.TB, n int, route []string) (alive bool) {
 			}
 		}
 	})
+}
+
+// approved records a request that a certificate manager has approved.
+func (d *desk) approved(t testing.TB, n int, route []string) {
+	row := d.row(t, n, route)
+	row.State = ledger.Pending
+	if err := d.begin(context.Background(), row, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Ledger.Decide(context.Background(), row.ID, "manager", true, ""); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func survives(do func()) (alive bool) {
@@ -237,7 +258,9 @@ func TestNoCertificateIsLostOrIssuedTwice(t *testing.T) {
 		}
 		for n := range rapid.IntRange(1, 5).Draw(rt, "requests") {
 			route := []string{"CA0", "CA1"}[:rapid.IntRange(1, 2).Draw(rt, "route")]
-			if !d.request(t, n, route) {
+			if rapid.Bool().Draw(rt, "approval") {
+				d.approved(t, n, route)
+			} else if !d.request(t, n, route) {
 				d = start()
 			}
 			if rapid.Bool().Draw(rt, "resume") {
@@ -257,7 +280,7 @@ func (d *desk) resumeAlone() (int, error) {
 	n := 0
 	for _, signer := range d.signers {
 		for {
-			rows, err := d.Ledger.ClaimDue(context.Background(), signer.Name, d.void(), 1)
+			rows, err := d.Ledger.ClaimDue(context.Background(), signer.Name, d.void(), 1, false)
 			if err != nil || len(rows) == 0 || n > 50 {
 				break
 			}
@@ -291,7 +314,7 @@ func reconcile(rt *rapid.T, d *desk) {
 			rt.Errorf("request %d has certificate %q; issued were %q", r.ID, r.Serial, issued)
 		case r.State == ledger.Denied && len(issued) > 0:
 			rt.Errorf("request %d is denied, and its CA has issued %q", r.ID, issued)
-		case r.State == ledger.Waiting && r.Doubt == "", r.State == ledger.Open, r.State == ledger.Failed:
+		case r.State == ledger.Waiting && r.Doubt == "", r.State == ledger.Open, r.State == ledger.Approved, r.State == ledger.Failed:
 			rt.Errorf("request %d is %s, after everything answers again: %s", r.ID, r.State, r.Trouble)
 		}
 	}

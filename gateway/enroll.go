@@ -287,10 +287,11 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 		return nil, err
 	}
 	// A client that goes away leaves nothing half done.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), orderTime)
+	ctx = context.WithoutCancel(ctx)
+	asking, cancel := context.WithTimeout(ctx, orderTime)
 	defer cancel()
 	laps := g.metrics.laps()
-	signer, answer, err := g.dispatch(ctx, row, order, first)
+	signer, answer, err := g.dispatch(asking, row, order, first)
 	laps.done("issue", err)
 	var result ledger.Result
 	if err != nil { // the answer is lost, not the request: the row stays and is resumed

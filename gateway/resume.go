@@ -44,7 +44,7 @@ func (g *Gateway) Resume(ctx context.Context) (answered bool, err error) {
 	answered = true
 	for _, signer := range g.signers {
 		for {
-			n, waiting, failed := g.resume(ctx, signer)
+			n, waiting, failed := g.resume(ctx, signer, false)
 			answered, err = answered && waiting == 0, errors.Join(err, failed)
 			if failed != nil || n == 0 || waiting == n {
 				break
@@ -54,10 +54,10 @@ func (g *Gateway) Resume(ctx context.Context) (answered bool, err error) {
 	return answered, err
 }
 
-// resume works on due orders of one CA, as many at once as it takes. It returns how many there were, and how many of them have no
-// answer still.
-func (g *Gateway) resume(ctx context.Context, signer *CA) (n, waiting int, err error) {
-	rows, err := g.Ledger.ClaimDue(ctx, signer.Name, g.void(), signer.Limits.AtOnce())
+// resume works on due orders of one CA, as many at once as it takes; routed: only on those that may go to another one. It returns
+// how many there were, and how many of them have no answer still.
+func (g *Gateway) resume(ctx context.Context, signer *CA, routed bool) (n, waiting int, err error) {
+	rows, err := g.Ledger.ClaimDue(ctx, signer.Name, g.void(), signer.Limits.AtOnce(), routed)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -85,16 +85,16 @@ func (g *Gateway) resume(ctx context.Context, signer *CA) (n, waiting int, err e
 // resumeLoop works on the orders of one CA while there are any due, and looks again each second.
 func (g *Gateway) resumeLoop(ctx context.Context, signer *CA) {
 	for ctx.Err() == nil {
-		n := 0
-		if !signer.Limits.Down() {
-			var err error
-			if n, _, err = g.resume(ctx, signer); err != nil && ctx.Err() == nil {
-				g.Log.WithError(err).Error("unfinished requests cannot be resumed")
-			}
+		down := signer.Limits.Down()
+		n, _, err := g.resume(ctx, signer, down)
+		if err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("unfinished requests cannot be resumed")
+		}
+		if !down {
 			signer.Limits.SetBacklog(n == signer.Limits.AtOnce())
-			if n > 0 && err == nil {
-				continue
-			}
+		}
+		if n > 0 && err == nil && !down {
+			continue
 		}
 		select {
 		case <-ctx.Done():

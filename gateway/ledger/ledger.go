@@ -185,6 +185,7 @@ type Result struct {
 	CAToken string
 	Due     time.Time // when to ask next
 	Unsent  bool      // it is certain that no CA has it
+	Issuer  string    // in whose queue it is then
 	Trouble string    // why there is no answer
 	Doubt   string    // why nobody can tell whether there is a certificate
 }

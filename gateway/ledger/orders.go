@@ -28,10 +28,11 @@ func wait(tx *sql.Tx, id int64, actor string, now time.Time, r Result) error {
 		fails = 1
 	}
 	set := "message = ?, ca_token = ?, due = ?, trouble = ?, doubt = ?, attempts = CASE WHEN ? = 1 THEN attempts + 1 ELSE 0 END, claimed = 0"
+	args := []any{r.Message, r.CAToken, milli(r.Due), r.Trouble, r.Doubt, fails}
 	if r.Unsent {
-		set += ", sent = 0"
+		set, args = set+", sent = 0, issuer = ?", append(args, r.Issuer)
 	}
-	if err := move(tx, id, now, []State{Open, Approved, Waiting}, Waiting, set, r.Message, r.CAToken, milli(r.Due), r.Trouble, r.Doubt, fails); err != nil {
+	if err := move(tx, id, now, []State{Open, Approved, Waiting}, Waiting, set, args...); err != nil {
 		return err
 	}
 	if r.Doubt != "" {
@@ -157,15 +158,19 @@ func (l *Ledger) Claim(ctx context.Context, id int64, void time.Time) (ok bool, 
 }
 
 // ClaimDue takes up to limit unfinished requests of a CA that are due, those first that have been due longest. Several gateways on
-// one database never get the same one.
-func (l *Ledger) ClaimDue(ctx context.Context, issuer string, void time.Time, limit int) (out []*Row, err error) {
+// one database never get the same one. routed takes only those that may go to another CA.
+func (l *Ledger) ClaimDue(ctx context.Context, issuer string, void time.Time, limit int, routed bool) (out []*Row, err error) {
+	which := unfinished
+	if routed {
+		which += " AND route <> '' AND sent = 0"
+	}
 	lock := ""
 	if l.db.Kind == store.Postgres {
 		lock = " FOR UPDATE SKIP LOCKED"
 	}
 	err = l.db.Write(ctx, func(tx *sql.Tx) error {
 		now := l.now()
-		rows, err := tx.Query("UPDATE requests SET claimed = ? WHERE id IN (SELECT id FROM requests WHERE "+unfinished+
+		rows, err := tx.Query("UPDATE requests SET claimed = ? WHERE id IN (SELECT id FROM requests WHERE "+which+
 			" AND issuer = ? AND due <= ? AND claimed <= ? ORDER BY due, id LIMIT ?"+lock+") RETURNING "+columns,
 			now.Add(ClaimTime).UnixMilli(), issuer, now.UnixMilli(), void.UnixMilli(), limit)
 		if err != nil {
