@@ -1,22 +1,12 @@
 package vault
 
 import (
-	"encoding/pem"
 	"testing"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
 )
-
-func pemDER(t testing.TB, text string) []byte {
-	t.Helper()
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		t.Fatalf("%q is not PEM", text)
-	}
-	return block.Bytes
-}
 
 func TestContractWithARole(t *testing.T) {
 	contract.Run(t, func(t testing.TB) *contract.Subject {
