@@ -128,7 +128,7 @@ func adsi(b *strings.Builder, d *manifest.Difference) {
 	o := &d.Operation
 	if o.Add != nil {
 		rdn := strings.TrimSuffix(d.Object, ","+parent(d.Object))
-		fmt.Fprintf(b, "$o = ([ADSI]%s).Create(%s, %s)\n", path(parent(d.Object)), quote(string(o.Add[attrClass][0])), quote(rdn))
+		fmt.Fprintf(b, "$o = ([ADSI]%s).Create(%s, %s)\n", path(parent(d.Object)), quote(string(o.Add[attrClass][0])), quote(slashes(rdn)))
 		for _, name := range ordered(o.Add) {
 			if name != attrClass && name != attrDescriptor {
 				fmt.Fprintf(b, "$o.PutEx(2, %s, @(%s))\n", quote(spelled(name)), list(name, o.Add[name]))
@@ -185,11 +185,18 @@ func quote(text string) string {
 		}
 		b.WriteRune(r)
 	}
-	return "'" + b.String() + "'"
+	text = "'" + b.String() + "'"
+	if lines := strings.ReplaceAll(text, "\n", "' + \"`n\" + '"); lines != text { // whatever the line endings of the script become
+		return "(" + lines + ")"
+	}
+	return text
 }
 
-// path is the address of an object for ADSI, where a slash separates.
-func path(dn string) string { return quote("LDAP://" + strings.ReplaceAll(dn, "/", `\/`)) }
+// path is the address of an object for ADSI.
+func path(dn string) string { return quote("LDAP://" + slashes(dn)) }
+
+// slashes escapes what separates the parts of an address.
+func slashes(dn string) string { return strings.ReplaceAll(dn, "/", `\/`) }
 
 func printable(r rune) rune {
 	if r < 0x20 || r == 0x7F {
