@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "output format: table or json")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.inspectCommand(), a.templatesCommand(), a.explainCommand(), a.requestsCommand(),
-		a.escrowCommand(), a.recoveryCommand(), a.caCommand(), a.publishCommand(), a.leaversCommand(), a.enrollCommand(), a.initCommand(), a.auditCommand(), a.backupCommand(), a.restoreCommand(), a.configCommand(), a.healthCommand(), a.versionCommand())
+		a.escrowCommand(), a.recoveryCommand(), a.caCommand(), a.publishCommand(), a.leaversCommand(), a.enrollCommand(), a.initCommand(), a.doctorCommand(), a.auditCommand(), a.backupCommand(), a.restoreCommand(), a.configCommand(), a.healthCommand(), a.versionCommand())
 	return root
 }
 

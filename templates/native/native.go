@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enrollgate/enrollgate/templates/dn"
 	"github.com/enrollgate/enrollgate/templates/manifest"
 	"github.com/enrollgate/enrollgate/templates/security"
 )
@@ -208,4 +209,14 @@ func revocationListStands(old, new []byte, now time.Time) bool {
 		}
 	}
 	return a.NextUpdate.Sub(now) > a.NextUpdate.Sub(a.ThisUpdate)/2
+}
+
+// RevocationListServes tells whether the directory's list of a CA is good for a while, or is not wanted: there is none.
+func RevocationListServes(f *Forest, ca *CA, now time.Time) bool {
+	o := f.object("CN=" + dn.Escape(ca.Name) + "," + hostRDN(ca) + "," + cdpRDN + "," + f.Base())
+	if o == nil || len(o.Attributes[attrCRL]) == 0 {
+		return true
+	}
+	list, err := x509.ParseRevocationList(o.Attributes[attrCRL][0])
+	return err == nil && len(ca.Certificates) > 0 && list.CheckSignatureFrom(ca.Certificates[0]) == nil && now.Before(list.NextUpdate)
 }
