@@ -106,7 +106,7 @@ func (p *patient) service(ctx context.Context, ca *gateway.CA, f *native.Forest)
 	for _, w := range plan.Warnings {
 		out = append(out, bad(ca.Name, publishAll, "%s", w))
 	}
-	if end := ca.Identity.Certificate().NotAfter; time.Until(end) < endsSoon {
+	if end := ca.Identity.Certificate().NotAfter; time.Until(end) < endsSoon && !slices.ContainsFunc(signing, ca.Identity.Certificate().Equal) {
 		out = append(out, bad(ca.Name, "renew it and publish the new one with enrollgate init --native --apply", "the certificate that clients see ends on %s", end.UTC().Format(time.DateOnly)))
 	}
 	return out, nil
@@ -201,7 +201,12 @@ func authorities(ctx context.Context, p *patient) ([]Finding, error) {
 				reason, by, _ := strings.Cut(text, "certutil ")
 				out = append(out, bad(s.Name, "certutil "+by+"; or "+publishAll, "%s", strings.TrimRight(reason, ":; ")))
 			default:
-				out = append(out, bad(s.Name, "enrollgate ca list", "%s", text))
+				reason, renew := strings.CutSuffix(text, ": renew it")
+				fix := "enrollgate ca list"
+				if renew {
+					fix = "renew it, and publish the new one: enrollgate init --native --apply"
+				}
+				out = append(out, bad(s.Name, fix, "%s", reason))
 			}
 		}
 		if len(out) == before {

@@ -21,7 +21,6 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/enrollgate/enrollgate/test/world"
-	"github.com/go-ldap/ldap/v3"
 )
 
 const nativeCA = "Native Test CA"
@@ -293,26 +292,5 @@ func (n *native) enrollRight(t *testing.T) {
 	dacl := sambaACL(t, "CN="+nativeCA+",CN=Enrollment Services,"+pkiBase())
 	if !strings.Contains(dacl, "(OA;;CR;0e10c968-78fb-11d2-90d4-00c04f79dc55;;AU)") || !strings.Contains(dacl, ";;;EA)") {
 		t.Error(dacl)
-	}
-}
-
-// changeACL keeps only some entries of an access control list.
-func changeACL(t *testing.T, dn string, keep func(security.ACE) bool) {
-	t.Helper()
-	conn := world.Admin(t)
-	parts := []ldap.Control{&ldap.ControlMicrosoftSDFlags{Criticality: true, ControlValue: 4}}
-	found, err := conn.Search(ldap.NewSearchRequest(dn, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false, "(objectClass=*)", []string{"nTSecurityDescriptor"}, parts))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := security.ParseDescriptor(found.Entries[0].GetRawAttributeValue("nTSecurityDescriptor"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d.DACL = slices.DeleteFunc(d.DACL, func(a security.ACE) bool { return a.WasInherited() || !keep(a) })
-	request := ldap.NewModifyRequest(dn, parts)
-	request.Replace("nTSecurityDescriptor", []string{string(d.Bytes())})
-	if err := conn.Modify(request); err != nil {
-		t.Fatal(err)
 	}
 }
