@@ -72,10 +72,10 @@ type patient struct {
 	path    string
 	timeout time.Duration
 
-	gateway   *gateway.Gateway
-	gatewayEr error // why there is none
-	forest    *ldapsync.Forest
-	forestErr error // why it cannot be read
+	gateway    *gateway.Gateway
+	gatewayErr error // why there is none
+	forest     *ldapsync.Forest
+	forestErr  error // why it cannot be read
 }
 
 // checks are all, in the order of the report.
@@ -150,7 +150,11 @@ func (c check) run(ctx context.Context, p *patient) []Finding {
 	select {
 	case a = <-done:
 	case <-ctx.Done():
-		a.err = ctx.Err()
+		select { // what noticed the end itself still says what it has found
+		case a = <-done:
+		case <-time.After(time.Second):
+			a.err = ctx.Err()
+		}
 	}
 	for i := range a.findings {
 		a.findings[i].Check = c.name
@@ -166,34 +170,42 @@ func (c check) run(ctx context.Context, p *patient) []Finding {
 }
 
 // open makes the parts ready, each within the time of a check, and returns what closes them.
-func (p *patient) open(ctx context.Context) func() {
+func (p *patient) open(ctx context.Context) (closeAll func()) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	p.forest, p.forestErr = within(ctx, p.timeout, func(ctx context.Context) (*ldapsync.Forest, error) {
-		c, err := gateway.DirectoryConfig(p.cfg)
-		if err != nil {
-			return nil, err
-		}
-		c.StateFile = "" // that is the gateway's
-		c.Timeout = min(c.Timeout, p.timeout)
-		f, err := ldapsync.NewForest(c, nil, log)
-		if err == nil {
-			err = f.Refresh(ctx)
-		}
-		return f, err
-	})
-	p.gateway, p.gatewayEr = within(ctx, p.timeout, func(ctx context.Context) (*gateway.Gateway, error) { return gateway.New(ctx, p.cfg, log) })
-	if p.gatewayEr == nil && p.forestErr == nil {
+	opened := make(chan struct{})
+	go func() {
+		p.gateway, p.gatewayErr = within(ctx, p.timeout, func(ctx context.Context) (*gateway.Gateway, error) { return gateway.New(ctx, p.cfg, log) })
+		close(opened)
+	}()
+	p.forest, p.forestErr = within(ctx, p.timeout, func(ctx context.Context) (*ldapsync.Forest, error) { return readForest(ctx, p, log) })
+	<-opened
+	if p.gatewayErr == nil && p.forestErr == nil {
 		p.gateway.Directory = p.forest
 	}
 	return func() {
 		if p.forestErr == nil {
 			p.forest.Close()
 		}
-		if p.gatewayEr == nil {
+		if p.gatewayErr == nil {
 			_ = p.gateway.Close()
 		}
 	}
+}
+
+// readForest reads the directory as it is now, not as the gateway has saved it.
+func readForest(ctx context.Context, p *patient, log logrus.FieldLogger) (*ldapsync.Forest, error) {
+	c, err := gateway.DirectoryConfig(p.cfg)
+	if err != nil {
+		return nil, err
+	}
+	c.StateFile = "" // that is the gateway's
+	c.Timeout = min(c.Timeout, p.timeout)
+	f, err := ldapsync.NewForest(c, nil, log)
+	if err == nil {
+		err = f.Refresh(ctx)
+	}
+	return f, err
 }
 
 // within waits for something for a limited time.
@@ -220,7 +232,7 @@ func within[T any](ctx context.Context, limit time.Duration, do func(context.Con
 
 // needGateway is an error where the gateway could not be opened; the check "database" has said why.
 func (p *patient) needGateway() error {
-	if p.gatewayEr != nil {
+	if p.gatewayErr != nil {
 		return notMade{"needs what the check of the database could not open"}
 	}
 	return nil

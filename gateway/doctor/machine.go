@@ -25,8 +25,8 @@ func database(ctx context.Context, p *patient) ([]Finding, error) {
 	if p.cfg.Database.URL != "" {
 		what = "PostgreSQL"
 	}
-	if p.gatewayEr != nil {
-		return []Finding{bad(what, "correct what the message names; as the gateway's own account: enrollgate config check", "the gateway cannot be opened: %v", p.gatewayEr)}, nil
+	if p.gatewayErr != nil {
+		return []Finding{bad(what, "correct what the message names; as the gateway's own account: enrollgate config check", "the gateway cannot be opened: %v", p.gatewayErr)}, nil
 	}
 	err := p.gateway.DB.Write(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.Exec("INSERT INTO revocations (ca, serial, reason, revoked) VALUES ('doctor', 'trial', 0, 0)"); err != nil {
