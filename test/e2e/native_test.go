@@ -96,6 +96,13 @@ func TestNativeAnUnknownCAIsPublished(t *testing.T) {
 		t.Error(out)
 	}
 	n.init(t, 2, append(args, "--apply")...) // nobody can be asked
+	own := append([]string{"init", "--native", "--config", n.config}, args...)
+	if out := n.command(t, 5, own...); !strings.Contains(out, "+LabMachine") { // the gateway's own account may look
+		t.Error(out)
+	}
+	if out := n.command(t, 1, append(own, "--apply", "--yes")...); !strings.Contains(out, "name one that may with --bind-principal") {
+		t.Error(out)
+	}
 	if after := n.everything(t); !slices.Equal(before, after) {
 		t.Error("a plan has written")
 	}
@@ -107,6 +114,7 @@ func TestNativeAnUnknownCAIsPublished(t *testing.T) {
 	}
 	n.published(t)
 	n.seenBySamba(t)
+	n.seenByCertipy(t)
 
 	// What was there is there still.
 	after := n.everything(t)
@@ -185,6 +193,53 @@ for ca in fetch_certification_authorities(SamDB(url=sys.argv[2], credentials=c, 
 	if want := fmt.Sprintf("%s on %s %d", nativeCA, world.Env("LAB_GATEWAY"), len(n.certificate)); !strings.Contains(string(out), want) {
 		t.Errorf("samba finds\n%s\nwant %q", out, want)
 	}
+}
+
+// seenByCertipy asks Certipy, where CERTIPY names the folder with its source (see test/certipy).
+func (n *native) seenByCertipy(t *testing.T) {
+	t.Helper()
+	source := os.Getenv("CERTIPY")
+	if source == "" {
+		t.Log("Certipy is not asked: it needs its source, named by CERTIPY")
+		return
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	c := exec.Command("/usr/bin/python3", "../certipy/find.py", source, "-u", "alice@lab.test", "-p", world.Env("LAB_PASSWORD"), "-dc-ip", world.Env("LAB_IP"),
+		"-target", world.Env("LAB_DC"), "-ldap-simple-auth", "-no-ldap-channel-binding", "-dc-only", "-json", "-output", out)
+	said, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	text, err := os.ReadFile(out + "_Certipy.json")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	var r struct {
+		CAs       map[string]map[string]any `json:"Certificate Authorities"`
+		Templates map[string]struct {
+			Name string   `json:"Template Name"`
+			CAs  []string `json:"Certificate Authorities"`
+		} `json:"Certificate Templates"`
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, ca := range r.CAs {
+		if ca["CA Name"] == nativeCA && ca["DNS Name"] == world.Env("LAB_GATEWAY") && ca["Certificate Subject"] == "CN="+nativeCA {
+			var offered []string
+			for _, t := range r.Templates {
+				if slices.Contains(t.CAs, nativeCA) {
+					offered = append(offered, t.Name)
+				}
+			}
+			slices.Sort(offered)
+			if want := []string{"LabMachine", "LabUserAuth"}; !slices.Equal(offered, want) {
+				t.Errorf("Certipy sees the templates %q, want %q", offered, want)
+			}
+			return
+		}
+	}
+	t.Errorf("Certipy does not see the CA:\n%.4000s", text)
 }
 
 // served enrolls a user with the CA that was published.
