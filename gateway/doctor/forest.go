@@ -104,7 +104,9 @@ func (p *patient) service(ctx context.Context, ca *gateway.CA, f *native.Forest)
 		}
 	}
 	for _, w := range plan.Warnings {
-		out = append(out, bad(ca.Name, publishAll, "%s", w))
+		if w != native.OffersNothing(ca.Name) { // the check of templates says it
+			out = append(out, bad(ca.Name, publishAll, "%s", w))
+		}
 	}
 	if end := ca.Identity.Certificate().NotAfter; time.Until(end) < endsSoon && !slices.ContainsFunc(signing, ca.Identity.Certificate().Equal) {
 		out = append(out, bad(ca.Name, "renew it and publish the new one with enrollgate init --native --apply", "the certificate that clients see ends on %s", end.UTC().Format(time.DateOnly)))
@@ -231,7 +233,16 @@ func agents(ctx context.Context, p *patient) ([]Finding, error) {
 	if s, err := p.snapshot(); err == nil && len(h.Agents) == 0 && !archives(s, p.gateway.CAs) {
 		return []Finding{well("", "there is none, and no template that is offered archives keys")}, nil
 	}
+	const designate = "enrollgate escrow agents add CERTIFICATE, of at least two people"
 	var out []Finding
+	if err := p.gateway.Escrow.Ready(); err != nil {
+		out = append(out, bad("", designate, "templates that archive keys are refused: %v", err))
+	}
+	for _, policy := range p.gateway.Escrow.Policies() {
+		if err := p.gateway.Escrow.ReadyFor(&policy); err != nil {
+			out = append(out, bad("policy "+policy.Name, designate, "keys are not archived: %v", err))
+		}
+	}
 	for _, w := range h.Warnings {
 		out = append(out, bad("", w.Fix, "%s", w.Text))
 	}

@@ -225,9 +225,14 @@ func (p *planner) templateNames(ca *CA) ([][]byte, error) {
 		}
 	}
 	if len(offered) == 0 {
-		p.warn("CA %q offers no template: name some with --templates, or offer them in templates' files (offered_by)", ca.Name)
+		p.warn("%s", OffersNothing(ca.Name))
 	}
 	return out, errors.Join(errs...)
+}
+
+// OffersNothing is the warning about a CA without templates.
+func OffersNothing(ca string) string {
+	return fmt.Sprintf("CA %q offers no template: name some with --templates, or offer them in templates' files (offered_by)", ca)
 }
 
 // newServers leaves out addresses that are there, with whatever priority somebody gave them.

@@ -202,8 +202,42 @@ func TestDoctorFindsWhatIsBrokenAround(t *testing.T) {
 	requireFinding(t, all, "cas", doctor.Unknown, "could not open", "")
 	requireWell(t, all, "spn", "keytab", "directory", "dns")
 
+	all = examine(t, p.Twin(t, changed(t, path, "data:", "data: "+t.TempDir()), ""))
+	requireFinding(t, all, "agents", doctor.Attention, "templates that archive keys are refused", "enrollgate escrow agents add")
+	requireWell(t, all, "database", "cas")
+
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte(world.Env("LAB_PASSWORD")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all = examine(t, p.Twin(t, changed(t, path, `  servers: ["`+world.Env("LAB_LDAP_URL")+`"]`, `  servers: ["`+world.Env("LAB_LDAPS_URL")+`"]`+"\n  ca_file: "+world.Env("LAB_CA_PEM"),
+		"  bind: {method: gssapi, principal: svc-enroll}", "  bind: {method: simple, user: svc-enroll@lab.test, password: {file: "+password+"}}"), ""))
+	requireFinding(t, all, "directory", doctor.OK, "dc1.lab.test answers, TLS", "")
+	requireFinding(t, all, "ticket", doctor.Unknown, "needs an account with a keytab", "")
+	requireWell(t, all, "spn", "keytab", "clock", "enrollment service")
+
 	all = examine(t, p.Twin(t, changed(t, path, "data:", "dota: x"), ""))
 	requireFinding(t, all, "configuration", doctor.Attention, "dota", "config check")
+}
+
+// TestDoctorsAdviceHelps: what it finds of a CA that the forest does not know, init --native repairs.
+func TestDoctorsAdviceHelps(t *testing.T) {
+	n := newNative(t)
+	w, path := world.Prepare(t, "")
+	p := world.NewProcess(t, w, path).Twin(t, n.config, "")
+	all := examine(t, p)
+	requireFinding(t, all, "enrollment service", doctor.Attention, "Native Test CA: the forest has no CN=Native Test CA,CN=Enrollment Services", "enrollgate init --native")
+	requireFinding(t, all, "cas", doctor.Attention, "Native Test CA: the forest does not accept its certificates for logon", "enrollgate init --native")
+	requireFinding(t, all, "cas", doctor.Attention, "domain members do not trust its root CN=Native Test CA", "RootCA; or enrollgate init --native")
+	n.init(t, 0, "--ca", nativeCA, "--apply", "--yes")
+	all = examine(t, p)
+	requireWell(t, all, "cas")
+	requireFinding(t, all, "templates", doctor.Attention, "Native Test CA: it offers no template", "--templates")
+	requireWell(t, all, "enrollment service")
+	n.init(t, 0, "--ca", nativeCA, "--templates", "LabUserAuth", "--apply", "--yes")
+	all = examine(t, p)
+	requireWell(t, all, "cas", "enrollment service", "templates")
+	requireFinding(t, all, "enrollment service", doctor.OK, "Native Test CA: published as it runs", "")
 }
 
 // changed writes a configuration in which the lines with the prefixes are others.
