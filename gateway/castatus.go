@@ -131,6 +131,9 @@ func (g *Gateway) askAboutNewest(ctx context.Context, client *http.Client, ca *C
 	return nil
 }
 
+// AdviceNoRevocation is about what a CA cannot do, which is no fault.
+const AdviceNoRevocation = "the gateway cannot revoke its certificates: revoke them at the CA"
+
 // caAdvice says what is wrong with a CA, or will be, and what to do.
 func (g *Gateway) caAdvice(ca *CA, chain []*x509.Certificate, s *CAStatus) (out []string) {
 	say := func(when bool, format string, args ...any) {
@@ -148,7 +151,7 @@ func (g *Gateway) caAdvice(ca *CA, chain []*x509.Certificate, s *CAStatus) (out 
 	for i, c := range chain {
 		left := c.NotAfter.Sub(g.now())
 		say(left < endsSoon, "the certificate %s of its chain ends on %s: renew it", dn.Show(c.RawSubject), c.NotAfter.Format(time.DateOnly))
-		say(i == 0 && upstream.TraitsOf(ca.Issuer).NoRevocation && left > 0, "the gateway cannot revoke its certificates: revoke them at the CA")
+		say(i == 0 && upstream.TraitsOf(ca.Issuer).NoRevocation && left > 0, AdviceNoRevocation)
 	}
 	if snapshot := g.Directory.Snapshot(); snapshot != nil && len(chain) > 0 {
 		out = append(out, forestAdvice(snapshot, chain)...)

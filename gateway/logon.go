@@ -175,12 +175,12 @@ func (b *brake) failed(who string) {
 // uris are the addresses of a CA's enrollment services, by the ways in that are open, the preferred one first
 // ([MS-XCEP] 3.1.4.1.3.7).
 func (g *Gateway) uris(ca string) []soap.CAURI {
-	out := []soap.CAURI{{ClientAuthentication: soap.AuthKerberos, URI: g.enrollURL(g.Config.PublicName, soap.Kerberos, ca)}}
+	out := []soap.CAURI{{ClientAuthentication: soap.AuthKerberos, URI: enrollURL(g.Config.PublicName, soap.Kerberos, ca)}}
 	if host := g.certificateHost(); host != "" {
-		out = append(out, soap.CAURI{ClientAuthentication: soap.AuthCertificate, RenewalOnly: true, URI: g.enrollURL(host, soap.Certificate, ca)})
+		out = append(out, soap.CAURI{ClientAuthentication: soap.AuthCertificate, RenewalOnly: true, URI: enrollURL(host, soap.Certificate, ca)})
 	}
 	if g.Config.Kerberos.PasswordLogon {
-		out = append(out, soap.CAURI{ClientAuthentication: soap.AuthPassword, URI: g.enrollURL(g.Config.PublicName, soap.Password, ca)})
+		out = append(out, soap.CAURI{ClientAuthentication: soap.AuthPassword, URI: enrollURL(g.Config.PublicName, soap.Password, ca)})
 	}
 	for i := range out {
 		priority := uint32(i + 1)

@@ -183,7 +183,7 @@ func (g *Gateway) policyCA(ca *CA) soap.CA {
 }
 
 // enrollURL is the address of a CA's enrollment service.
-func (g *Gateway) enrollURL(host string, way soap.Way, ca string) string {
+func enrollURL(host string, way soap.Way, ca string) string {
 	return (&url.URL{Scheme: "https", Host: host, Path: way.CESPath(ca)}).String()
 }
 

@@ -106,14 +106,17 @@ func (d *Directory) Apply(ctx context.Context, p *manifest.Plan) (done int, err 
 // write does one operation: all of it, or nothing.
 func (s *session) write(o manifest.Operation) error {
 	var err error
-	if o.Add != nil {
-		err = s.add(o)
-	} else {
-		if o.Expect != nil {
-			if err := s.unchanged(o.Expect); err != nil {
-				return err
-			}
+	if o.Add == nil && o.Expect != nil {
+		if err := s.unchanged(o.Expect); err != nil {
+			return err
 		}
+	}
+	switch {
+	case o.Add != nil:
+		err = s.add(o)
+	case o.Delete:
+		err = s.ldap.Del(ldap.NewDelRequest(o.DN, nil))
+	default:
 		err = s.modify(o)
 	}
 	return explainWrite(err)
@@ -154,7 +157,7 @@ func (s *session) modify(o manifest.Operation) error {
 	return s.ldap.Modify(request)
 }
 
-// unchanged compares a template with what it was when the plan was made.
+// unchanged compares an object with what it was when the plan was made.
 func (s *session) unchanged(was *manifest.Object) error {
 	entries, err := s.search(was.DN, ldap.ScopeBaseObject, "(objectClass=*)", everything(), sdFlags(allButSACL))
 	if ldap.IsErrorWithCode(err, ldap.LDAPResultNoSuchObject) || err == nil && len(entries) != 1 {

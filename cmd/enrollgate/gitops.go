@@ -47,13 +47,18 @@ func (a *app) gitopsCommands() []*cobra.Command {
 	}
 	apply.Flags().BoolVar(&yes, "yes", false, "do not ask")
 	for _, cmd := range []*cobra.Command{export, plan, apply} {
-		cmd.Flags().StringSliceVar(&g.servers, "server", nil, "domain controller, such as ldap://dc1.corp.example; instead of the configuration file")
-		cmd.Flags().StringVar(&g.caFile, "ca-file", "", "roots of the domain controllers' TLS certificates, with --server ldaps://…")
-		cmd.Flags().StringVar(&g.principal, "bind-principal", "", "account to use instead of the gateway's own, such as admin@CORP.EXAMPLE")
-		cmd.Flags().StringVar(&g.keytab, "keytab", "", "keytab of that account (default: its password)")
-		g.password.add(cmd, "password", "account's password")
+		g.addConnection(cmd)
 	}
 	return []*cobra.Command{export, plan, apply}
+}
+
+// addConnection adds the flags that say where the directory is, and as whom to connect.
+func (g *gitops) addConnection(cmd *cobra.Command) {
+	cmd.Flags().StringSliceVar(&g.servers, "server", nil, "domain controller, such as ldap://dc1.corp.example; instead of the configuration file")
+	cmd.Flags().StringVar(&g.caFile, "ca-file", "", "roots of the domain controllers' TLS certificates, with --server ldaps://…")
+	cmd.Flags().StringVar(&g.principal, "bind-principal", "", "account to use instead of the gateway's own, such as admin@CORP.EXAMPLE")
+	cmd.Flags().StringVar(&g.keytab, "keytab", "", "keytab of that account (default: its password)")
+	g.password.add(cmd, "password", "account's password")
 }
 
 func someFiles(cmd *cobra.Command, args []string) error {

@@ -3,7 +3,7 @@
 // Each command prints a table for people, or JSON with --output json. Exit codes: 0 done, 1 failed, 2 wrong usage,
 // 3 refused (a request that policy denies, a recovery that is not allowed, a danger that lint finds and nobody has accepted),
 // 4 pending, 5 changes (that a plan found), 6 something needs attention (escrow agents health, coverage,
-// verify, rewrap and drill).
+// verify, rewrap and drill; doctor).
 package main
 
 import (
@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "output format: table or json")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
 	root.AddCommand(a.serveCommand(), a.demoCommand(), a.inspectCommand(), a.templatesCommand(), a.explainCommand(), a.requestsCommand(),
-		a.escrowCommand(), a.recoveryCommand(), a.caCommand(), a.publishCommand(), a.leaversCommand(), a.enrollCommand(), a.auditCommand(), a.backupCommand(), a.restoreCommand(), a.configCommand(), a.healthCommand(), a.versionCommand())
+		a.escrowCommand(), a.recoveryCommand(), a.caCommand(), a.publishCommand(), a.leaversCommand(), a.enrollCommand(), a.initCommand(), a.doctorCommand(), a.auditCommand(), a.backupCommand(), a.restoreCommand(), a.configCommand(), a.healthCommand(), a.versionCommand())
 	return root
 }
 

@@ -200,3 +200,26 @@ func etypeName(etype int32) string {
 	}
 	return fmt.Sprintf("encryption type %d", etype)
 }
+
+// KeyInfo is a key of a keytab, without the key.
+type KeyInfo struct {
+	Principal string // without the realm
+	Realm     string
+	Version   int
+	Type      int32  // [MS-KILE] 3.1.5.2
+	TypeName  string // "aes256-cts-hmac-sha1-96"
+}
+
+// Keytab lists what keys a keytab holds.
+func Keytab(path string) ([]KeyInfo, error) {
+	kt, err := loadKeytab(path)
+	if err != nil {
+		return nil, err
+	}
+	var out []KeyInfo
+	for _, k := range keysOf(kt) {
+		out = append(out, KeyInfo{Principal: k.principal, Realm: k.realm, Version: k.kvno, Type: k.key.KeyType, TypeName: etypeName(k.key.KeyType)})
+		clear(k.key.KeyValue)
+	}
+	return out, nil
+}

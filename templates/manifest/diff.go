@@ -5,16 +5,23 @@ import (
 	"strings"
 )
 
+// kinds are what objects are called.
+var kinds = map[string]string{"template": "template", "oid": "OID object", "ca": "enrollment service", "container": "container", "root": "trusted root",
+	"aia": "intermediate certificate", "ntauth": "logon certificates", "cdp": "revocation list"}
+
 // Unified shows a plan as unified diffs, one per object: what the directory has, and what the file makes of it.
 func (p *Plan) Unified() string {
 	var b strings.Builder
 	for _, d := range p.Differences {
-		what := map[string]string{"template": "template", "oid": "OID object", "ca": "enrollment service"}[d.Kind]
-		old := fmt.Sprintf("directory: %s %s", what, d.Object)
+		what := kinds[d.Kind]
+		old, new := fmt.Sprintf("directory: %s %s", what, d.Object), fmt.Sprintf("%s: %s %s", d.File, what, d.Name)
 		if d.Create {
 			old = "directory: nothing"
 		}
-		fmt.Fprintf(&b, "--- %s\n+++ %s: %s %s\n", old, d.File, what, d.Name)
+		if d.Delete {
+			new = "nothing"
+		}
+		fmt.Fprintf(&b, "--- %s\n+++ %s\n", old, new)
 		for _, c := range d.Changes {
 			fmt.Fprintf(&b, "@@ %s @@\n", c.Key)
 			for _, line := range diffLines(c.Old, c.New) {

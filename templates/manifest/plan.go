@@ -21,10 +21,11 @@ type Change struct {
 // Difference is all that is to be done to one object.
 type Difference struct {
 	Object  string   `json:"object"` // distinguished name
-	Kind    string   `json:"kind"`   // "template", "oid" or "ca"
+	Kind    string   `json:"kind"`   // "template", "oid" or "ca"; package native has more
 	Name    string   `json:"name"`
 	File    string   `json:"file"`
 	Create  bool     `json:"create"`
+	Delete  bool     `json:"delete,omitempty"`
 	Changes []Change `json:"changes"`
 
 	Operation Operation `json:"-"`
@@ -40,6 +41,7 @@ type Modification struct {
 type Operation struct {
 	DN            string
 	Add           templates.Attributes // of a new object; nil for a change
+	Delete        bool                 // the object goes
 	Modifications []Modification
 	Descriptor    []byte  // new nTSecurityDescriptor; nil to leave it alone
 	Parts         int     // of the descriptor that are written: the flags of LDAP_SERVER_SD_FLAGS_OID ([MS-ADTS] 3.1.1.3.4.1.11)
