@@ -119,6 +119,10 @@ var (
 
 // Seal encrypts data in place and writes the wrap token, SealLength octets, which goes beside it.
 func (s *Session) Seal(token, before, data, after []byte) error {
+	return s.sealAs(byAcceptor|isSealed|withSubkey, token, before, data, after)
+}
+
+func (s *Session) sealAs(flags byte, token, before, data, after []byte) error {
 	if len(token) != SealLength {
 		return errToken
 	}
@@ -126,7 +130,7 @@ func (s *Session) Seal(token, before, data, after []byte) error {
 		return errClosed
 	}
 	var header [tokenHeader]byte
-	putTokenHeader(header[:], wrapToken, byAcceptor|isSealed|withSubkey, s.send)
+	putTokenHeader(header[:], wrapToken, flags, s.send)
 	binary.BigEndian.PutUint16(header[4:], extraCount)
 	s.send++
 	n := aes.BlockSize + len(data) + extraCount + tokenHeader
