@@ -134,10 +134,12 @@ func (k *conn) authenticate(p *pdu.PDU) (*pdu.Auth, error) {
 
 // newProtection begins a security context, if its provider and level are acceptable and there is room for one more.
 func (k *conn) newProtection(t *pdu.Trailer) (*protection, error) {
-	switch t.Type {
-	case pdu.AuthNegotiate, pdu.AuthKerberos:
-	case pdu.AuthNTLM:
+	switch {
+	case t.Type == pdu.AuthNTLM:
 		return nil, kerberos.RefuseNTLM()
+	case k.s.opts.Acceptor == nil:
+		return nil, hresult.New(hresult.AccessDenied, "nobody is authenticated here")
+	case t.Type == pdu.AuthNegotiate, t.Type == pdu.AuthKerberos:
 	default:
 		return nil, hresult.New(hresult.AccessDenied, "the client authenticates by %v; only Kerberos and SPNEGO with Kerberos are accepted", t.Type)
 	}

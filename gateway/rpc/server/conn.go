@@ -88,9 +88,11 @@ func protocolError(format string, args ...any) error {
 
 // serve reads PDUs until the connection ends.
 func (k *conn) serve() {
-	defer k.close()
+	var err error
+	defer func() { k.close(err) }()
 	for {
-		p, err := k.read()
+		var p *pdu.PDU
+		p, err = k.read()
 		if err == nil {
 			err = k.take(p)
 		}
@@ -114,9 +116,9 @@ func (k *conn) serve() {
 	}
 }
 
-// close waits for the calls under way where the server is closing, and for nothing else.
-func (k *conn) close() {
-	if k.s.isClosing() {
+// close ends what is under way, but where the connection ends because the server is closing it waits for it.
+func (k *conn) close(why error) {
+	if errors.Is(why, ErrClosed) || errors.Is(why, os.ErrDeadlineExceeded) && k.s.isClosing() {
 		k.done.Wait()
 		_ = k.write(pdu.EncodeShutdown())
 	}
