@@ -253,6 +253,8 @@ func TestCallsAtATimeAndCancels(t *testing.T) {
 	p.send(requestPDU(pdu.Whole, 32, 0, 4, nil))
 	p.wantFault(pdu.CallFailed)
 	p.wantEcho(33, "after a panic")
+	p.send(header(pdu.KindCancel, pdu.Whole, 10, nil))
+	p.wantFault(pdu.CallTimeout)
 	lines := 0
 	for _, e := range log.AllEntries() {
 		if e.Message == "RPC call" {
