@@ -78,13 +78,13 @@ func dial(t testing.TB, account string, h how) (icertpassage.CertPassageClient, 
 	}
 	t.Cleanup(func() { conn.Close(ctx) })
 	kerberos := &krb5.Config{KRB5Config: conf, DCEStyle: true, DisablePAFXFAST: true}
-	bind := []dcerpc.Option{dcerpc.WithEndpoint(endpoint), h.level, dcerpc.WithTargetName(h.target), dcerpc.WithMechanism(ssp.KRB5, kerberos),
-		dcerpc.WithCredentials(credential.NewFromPassword(account+"@"+world.Env("LAB_REALM"), world.Env("LAB_PASSWORD")))}
-	if !h.bare {
-		bind = append(bind, dcerpc.WithMechanism(ssp.SPNEGO))
+	bind := []dcerpc.Option{dcerpc.WithEndpoint(endpoint), h.level, dcerpc.WithTargetName(h.target)}
+	if h.bare {
+		bind = append(bind, dcerpc.WithSecurtyProvider(dcerpc.AuthTypeKerberos))
 	} else {
-		bind = append(bind, dcerpc.WithSecurtyProvider(16))
+		bind = append(bind, dcerpc.WithMechanism(ssp.SPNEGO))
 	}
+	bind = append(bind, dcerpc.WithMechanism(ssp.KRB5, kerberos), dcerpc.WithCredentials(credential.NewFromPassword(account+"@"+world.Env("LAB_REALM"), world.Env("LAB_PASSWORD"))))
 	return icertpassage.NewCertPassageClient(ctx, conn, bind...)
 }
 

@@ -33,7 +33,7 @@ func Interface(entries func() []Entry) server.Interface {
 	return server.Interface{
 		Name: "epmapper", Syntax: Syntax, Least: pdu.LevelNone, MaxStub: maxStub, Quiet: true,
 		Operations: map[uint16]string{0: "ept_insert", 1: "ept_delete", 2: "ept_lookup", 3: "ept_map", 4: "ept_lookup_handle_free", 5: "ept_inq_object", 6: "ept_mgmt_delete"},
-		Handle:     server.NDR(epmv3.NewEpmServerHandle(m)),
+		Handle:     server.Operations(map[uint16]server.Handler{2: server.Stub(m.lookup), 3: server.Stub(m.mapTower), 4: server.Stub(m.free)}),
 	}
 }
 
@@ -46,12 +46,11 @@ const (
 )
 
 type mapper struct {
-	epmv3.UnimplementedEpmServer
 	entries func() []Entry
 }
 
-// Map is ept_map: towers of an interface, over TCP only.
-func (m *mapper) Map(ctx context.Context, in *epmv3.MapRequest) (*epmv3.MapResponse, error) {
+// mapTower is ept_map: towers of an interface, over TCP only.
+func (m *mapper) mapTower(_ context.Context, call *server.Call, in *epmv3.MapRequest) (*epmv3.MapResponse, error) {
 	out := &epmv3.MapResponse{MaxTowers: min(in.MaxTowers, maxList), EntryHandle: noHandle(), Status: statusNotRegistered}
 	want, ok := parseTower(in.MapTower)
 	if !ok {
@@ -59,7 +58,7 @@ func (m *mapper) Map(ctx context.Context, in *epmv3.MapRequest) (*epmv3.MapRespo
 	}
 	for _, e := range m.entries() {
 		if len(out.Towers) < int(out.MaxTowers) && e.Syntax.UUID == want.UUID && e.Syntax.Major == want.Major && e.Syntax.Minor >= want.Minor {
-			out.Towers = append(out.Towers, tower(e, server.CallFrom(ctx)))
+			out.Towers = append(out.Towers, tower(e, call))
 			out.Status = 0
 		}
 	}
@@ -67,8 +66,8 @@ func (m *mapper) Map(ctx context.Context, in *epmv3.MapRequest) (*epmv3.MapRespo
 	return out, nil
 }
 
-// Lookup is ept_lookup. An answer that does not hold all gives a handle to go on with, which says where.
-func (m *mapper) Lookup(ctx context.Context, in *epmv3.LookupRequest) (*epmv3.LookupResponse, error) {
+// lookup is ept_lookup. An answer that does not hold all gives a handle to go on with, which says where.
+func (m *mapper) lookup(_ context.Context, call *server.Call, in *epmv3.LookupRequest) (*epmv3.LookupResponse, error) {
 	out := &epmv3.LookupResponse{MaxEntries: min(in.MaxEntries, maxList), EntryHandle: noHandle(), Status: statusNotRegistered}
 	var found []Entry
 	for _, e := range m.entries() {
@@ -82,7 +81,7 @@ func (m *mapper) Lookup(ctx context.Context, in *epmv3.LookupRequest) (*epmv3.Lo
 		return out, nil
 	}
 	for i := from; i < len(found) && len(out.Entries) < int(out.MaxEntries); i++ {
-		out.Entries = append(out.Entries, &epmv3.Entry{Object: &dtyp.GUID{}, Tower: tower(found[i], server.CallFrom(ctx)), Annotation: found[i].Annotation})
+		out.Entries = append(out.Entries, &epmv3.Entry{Object: &dtyp.GUID{}, Tower: tower(found[i], call), Annotation: found[i].Annotation})
 		out.Status = 0
 	}
 	if end := from + len(out.Entries); end < len(found) {
@@ -92,8 +91,8 @@ func (m *mapper) Lookup(ctx context.Context, in *epmv3.LookupRequest) (*epmv3.Lo
 	return out, nil
 }
 
-// LookupHandleFree is ept_lookup_handle_free. Nothing is kept for a handle.
-func (m *mapper) LookupHandleFree(context.Context, *epmv3.LookupHandleFreeRequest) (*epmv3.LookupHandleFreeResponse, error) {
+// free is ept_lookup_handle_free. Nothing is kept for a handle.
+func (m *mapper) free(context.Context, *server.Call, *epmv3.LookupHandleFreeRequest) (*epmv3.LookupHandleFreeResponse, error) {
 	return &epmv3.LookupHandleFreeResponse{EntryHandle: noHandle()}, nil
 }
 

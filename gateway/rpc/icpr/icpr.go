@@ -27,17 +27,16 @@ const MaxStub = wcce.MaxMessage + request.MaxAttributes + 8<<10
 // Interface is ICertPassage as a server has it. Packet privacy is demanded of every call ([MS-ICPR] 3.2.4.1.1): others are refused with
 // the fault ERROR_ACCESS_DENIED.
 func Interface(b request.Backend) server.Interface {
-	handle := server.NDR(icertpassage.NewCertPassageServerHandle(&passage{backend: b}))
+	p := &passage{backend: b}
+	certServerRequest := server.Stub(p.certServerRequest)
 	return server.Interface{
 		Name: "ICertPassage", Syntax: Syntax, Least: pdu.LevelPrivacy, MaxStub: MaxStub, Operations: map[uint16]string{0: "CertServerRequest"},
-		Handle: func(ctx context.Context, call *server.Call, stub []byte) ([]byte, error) {
-			if call.Operation == 0 {
-				if err := checkAuthority(stub); err != nil {
-					return nil, &server.Fault{Status: pdu.BadStub, Cause: err}
-				}
+		Handle: server.Operations(map[uint16]server.Handler{0: func(ctx context.Context, call *server.Call, stub []byte) ([]byte, error) {
+			if err := checkAuthority(stub); err != nil {
+				return nil, &server.Fault{Status: pdu.BadStub, Cause: err}
 			}
-			return handle(ctx, call, stub)
-		},
+			return certServerRequest(ctx, call, stub)
+		}}),
 	}
 }
 
@@ -64,9 +63,8 @@ func checkAuthority(stub []byte) error {
 
 type passage struct{ backend request.Backend }
 
-// CertServerRequest is [MS-ICPR] 3.2.4.1.1.
-func (p *passage) CertServerRequest(ctx context.Context, in *icertpassage.CertServerRequestRequest) (*icertpassage.CertServerRequestResponse, error) {
-	call := server.CallFrom(ctx)
+// certServerRequest is [MS-ICPR] 3.2.4.1.1.
+func (p *passage) certServerRequest(ctx context.Context, call *server.Call, in *icertpassage.CertServerRequestRequest) (*icertpassage.CertServerRequestResponse, error) {
 	if call.Caller == nil || call.Level < pdu.LevelPrivacy { // the server has refused such a call already
 		return nil, &server.Fault{Status: pdu.AccessDenied}
 	}

@@ -9,7 +9,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/oiweiwei/go-msrpc/dcerpc"
 	"github.com/oiweiwei/go-msrpc/ndr"
 	"github.com/sirupsen/logrus"
 
@@ -93,19 +92,6 @@ func (c *Call) sid() security.SID {
 	return c.Caller.SID
 }
 
-type callKey struct{}
-
-// CallFrom returns the call that a stub's method is run for.
-func CallFrom(ctx context.Context) *Call {
-	c, _ := ctx.Value(callKey{}).(*Call)
-	return c
-}
-
-// WithCall is for tests of stubs.
-func WithCall(ctx context.Context, c *Call) context.Context {
-	return context.WithValue(ctx, callKey{}, c)
-}
-
 // Fault is an error that the client is told as a fault.
 type Fault struct {
 	Status pdu.Status
@@ -122,26 +108,50 @@ func (f *Fault) Error() string {
 // Unwrap returns the cause.
 func (f *Fault) Unwrap() error { return f.Cause }
 
-// NDR makes a handler of the server handle of a go-msrpc stub, such as icertpassage.NewCertPassageServerHandle(impl). A stub that
-// cannot be decoded is a fault RPC_X_BAD_STUB_DATA, an operation that there is not nca_op_rng_error. The decoders allocate what counts
-// in the stub say in places: where an interface has such types, check them first.
-func NDR(handle dcerpc.ServerHandle) Handler {
+// Operations makes a Handler of one for each operation number; others are the fault nca_op_rng_error.
+func Operations(list map[uint16]Handler) Handler {
 	return func(ctx context.Context, call *Call, stub []byte) ([]byte, error) {
-		op, err := handle(WithCall(ctx, call), int(call.Operation), ndr.NDR20(stub))
-		switch {
-		case op == nil && err == nil, errors.Is(err, dcerpc.ErrNotImplemented):
-			return nil, &Fault{Status: pdu.UnknownOperation}
-		case op == nil:
+		if h := list[call.Operation]; h != nil {
+			return h(ctx, call, stub)
+		}
+		return nil, &Fault{Status: pdu.UnknownOperation}
+	}
+}
+
+// Stub makes a Handler of a method on the request and response types of a go-msrpc stub, such as icertpassage.CertServerRequestRequest.
+// What cannot be decoded is the fault RPC_X_BAD_STUB_DATA: that the decoder panics, as it does where a pointer is repeated, too. The
+// decoders allocate what counts in the stub say in places (ndr.ReadUTF16NString): where a type has such, check the counts before.
+func Stub[In any, P interface {
+	*In
+	ndr.Unmarshaler
+}, Out ndr.Marshaler](method func(ctx context.Context, call *Call, in *In) (Out, error)) Handler {
+	return func(ctx context.Context, call *Call, stub []byte) ([]byte, error) {
+		in := new(In)
+		if err := decode(ctx, stub, P(in)); err != nil {
 			return nil, &Fault{pdu.BadStub, err}
-		case err != nil:
+		}
+		out, err := method(ctx, call, in)
+		if err != nil {
 			return nil, err
 		}
-		out, err := ndr.MarshalResponse(op)
+		b, err := ndr.Marshal(out)
 		if err != nil {
 			return nil, fmt.Errorf("encode the response: %w", err)
 		}
-		return out, nil
+		return b, nil
 	}
+}
+
+func decode(ctx context.Context, stub []byte, in ndr.Unmarshaler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("decode the request: %v", p)
+		}
+	}()
+	if err := in.UnmarshalNDR(ctx, ndr.NDR20(stub)); err != nil {
+		return fmt.Errorf("decode the request: %w", err)
+	}
+	return nil
 }
 
 func random32() uint32 {

@@ -2,16 +2,18 @@
 //
 // # For who builds an interface
 //
-// An Interface is an abstract syntax, the least authentication level, and a Handler: octets in, octets out. NDR turns the server
-// handle of a go-msrpc stub into a Handler. Register it at a Server before Serve:
+// An Interface is an abstract syntax, the least authentication level, and a Handler: octets in, octets out. Stub makes a Handler of a
+// method on the request and response types of a go-msrpc stub, and Operations one Handler of those of all operations. Register the
+// interface at a Server before Serve:
 //
 //	s := server.New(server.Options{Name: "RPC", Acceptor: acceptor, Log: log})
-//	s.Register(server.Interface{Name: "ICertRequestD2", Syntax: syntax, Least: pdu.LevelIntegrity, Handle: server.NDR(stub)})
+//	s.Register(server.Interface{Name: "ICertRequestD2", Syntax: syntax, Least: pdu.LevelIntegrity, Handle: server.Operations(map[uint16]server.Handler{
+//		6: server.Stub(d.request2), // func(context.Context, *server.Call, *icertrequestd2.Request2Request) (*icertrequestd2.Request2Response, error)
+//	})})
 //	go s.Serve(listener)
 //
 // A Server is one TCP port. The gateway has two: one for the endpoint mapper (port 135), where DCOM's resolver and activator belong
-// too, and one for all else. An interface may be registered at both. A Handler gets a Call, and a stub finds it with CallFrom in its
-// context: who calls (Caller, proven by Kerberos, nil for the interfaces that anybody may call), at which level, the object UUID, which
+// too, and one for all else. An interface may be registered at both. A Handler gets a Call: who calls (Caller, proven by Kerberos, nil for the interfaces that anybody may call), at which level, the object UUID, which
 // in DCOM is the IPID and names the object, the presentation context, the association group, and the addresses of both ends. Which
 // objects there are is the handler's business: all calls of an interface reach its one Handler, whatever object they name. Object UUIDs,
 // and context handles, are bearer tokens unless the handler keeps the caller's SID beside them, which it must.
