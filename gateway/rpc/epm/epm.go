@@ -66,7 +66,8 @@ func (m *mapper) mapTower(_ context.Context, call *server.Call, in *epmv3.MapReq
 	return out, nil
 }
 
-// lookup is ept_lookup. An answer that does not hold all gives a handle to go on with, which says where.
+// lookup is ept_lookup. An answer that is full gives a handle to go on with, which says where, even if nothing is left: Samba's client
+// asks for one at a time until there are no more, and impacket's for all, until there is no handle.
 func (m *mapper) lookup(_ context.Context, call *server.Call, in *epmv3.LookupRequest) (*epmv3.LookupResponse, error) {
 	out := &epmv3.LookupResponse{MaxEntries: min(in.MaxEntries, maxList), EntryHandle: noHandle(), Status: statusNotRegistered}
 	var found []Entry
@@ -84,8 +85,8 @@ func (m *mapper) lookup(_ context.Context, call *server.Call, in *epmv3.LookupRe
 		out.Entries = append(out.Entries, &epmv3.Entry{Object: &dtyp.GUID{}, Tower: tower(found[i], call), Annotation: found[i].Annotation})
 		out.Status = 0
 	}
-	if end := from + len(out.Entries); end < len(found) {
-		out.EntryHandle = handleAt(end)
+	if len(out.Entries) == int(out.MaxEntries) {
+		out.EntryHandle = handleAt(from + len(out.Entries))
 	}
 	out.EntriesLength = uint32(len(out.Entries)) //nolint:gosec // at most maxList
 	return out, nil

@@ -19,7 +19,8 @@ type Bind struct {
 	Elements         []Element
 }
 
-// ParseBind reads the body of a bind or alter_context.
+// ParseBind reads the body of a bind or alter_context. What stands after the presentation contexts does not count: impacket's
+// alter_context has them twice.
 func ParseBind(p *PDU) (*Bind, error) {
 	c := &cursor{rest: p.Body}
 	b := &Bind{MaxXmit: c.u16(), MaxRecv: c.u16(), Group: c.u32()}
@@ -47,16 +48,11 @@ func ParseBind(p *PDU) (*Bind, error) {
 		return nil, fmt.Errorf("%v: the body ends within its header", p.Kind)
 	case n == 0:
 		return nil, fmt.Errorf("%v: no presentation context", p.Kind)
-	case len(c.rest) > maxBindPadding:
-		return nil, fmt.Errorf("%v: %d octets after the last presentation context", p.Kind, len(c.rest))
 	case b.MaxRecv < MinFragment && p.Kind == KindBind:
 		return nil, fmt.Errorf("%v: the client takes fragments of %d octets only; the least is %d", p.Kind, b.MaxRecv, MinFragment)
 	}
 	return b, nil
 }
-
-// maxBindPadding aligns the trailer; Windows aligns it to 4 octets, others to 16.
-const maxBindPadding = 15
 
 // Result is the answer to one presentation context (C706 12.6.3.1, p_result_t; [MS-RPCE] 2.2.2.4).
 type Result struct {
