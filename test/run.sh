@@ -11,7 +11,7 @@ for server in vaultserver estserver; do
   test/upstreams/server.sh "$server" >/dev/null || true
 done
 
-inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/kill|test/stepca|test/certipy)$'
+inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/kill|test/stepca|test/certipy|test/rpc)$'
 e2e=github.com/enrollgate/enrollgate/test/e2e
 busy='AtOnce|Once|AStop|EachRole|EachAgent|Renew|SecondInstance|Published|Together|Twice'
 packages=$(go list ./...)

@@ -146,3 +146,23 @@ func smbConf(t testing.TB) string {
 	}
 	return file
 }
+
+// TestCertipyEnrolls runs Certipy: CERTIPY names the folder with its package.
+func TestCertipyEnrolls(t *testing.T) {
+	source := os.Getenv("CERTIPY")
+	if source == "" {
+		t.Skip("needs the source of Certipy, which no package brings (test/certipy says how to get it): name its folder in CERTIPY")
+	}
+	python(t, "impacket")
+	start(t)
+	script, err := filepath.Abs("certipy.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(t.TempDir())
+	out := run(t, tickets(t, "alice", "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", script, source, "-k", "-no-pass", "-dc-ip", world.Env("LAB_IP"), "-dc-host", world.Env("LAB_DC"),
+		"-target", world.Env("LAB_GATEWAY"), "-target-ip", world.Env("LAB_GW_IP"), "-ca", world.CAName, "-template", "LabUserAuth", "-dynamic-endpoint", "-out", "alice")
+	if !strings.Contains(out, "Successfully requested certificate") {
+		t.Error(out)
+	}
+}
