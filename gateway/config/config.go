@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -236,7 +237,10 @@ func (c *Config) Check() []string {
 	need(c.Kerberos.Keytab != "", "kerberos.keytab: missing; export the keys of the account that holds the SPN HTTP/%s", c.PublicName)
 	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
 	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
-	need(c.Listen.RPC != "", "listen.rpc: empty; name an address such as \":49200\", or off")
+	for name, address := range map[string]string{"rpc": c.Listen.RPC, "epm": cmp.Or(c.Listen.EPM, "off")} {
+		_, port, err := net.SplitHostPort(address)
+		need(address == "off" || err == nil && port != "", "listen.%s: %q is no address; name one such as \":49200\", or off", name, address)
+	}
 	need(c.Listen.EPM == "off" || c.Listen.EPM == "" || c.Listen.RPC != "off", "listen.epm: there is nothing to tell clients of while listen.rpc is off; switch it off, or listen.rpc on")
 	need(c.Listen.RPC == "off" || c.Listen.RPC != c.Listen.EPM, "listen.rpc and listen.epm: both are %s; the endpoint mapper has a port of its own, 135", c.Listen.RPC)
 	c.Database.check(need)

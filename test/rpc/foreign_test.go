@@ -37,15 +37,21 @@ func tickets(t testing.TB, account string, services ...string) (env []string) {
 
 func run(t testing.TB, env []string, program string, args ...string) string {
 	t.Helper()
+	out, err := try(t, env, program, args...)
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", program, args, err, out)
+	}
+	return out
+}
+
+func try(t testing.TB, env []string, program string, args ...string) (string, error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = env
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %v: %v\n%s", program, args, err, out)
-	}
-	return string(out)
+	return string(out), err
 }
 
 // python wants a module of Debian's Python.
@@ -164,5 +170,19 @@ func TestCertipyEnrolls(t *testing.T) {
 		"-target", world.Env("LAB_GATEWAY"), "-target-ip", world.Env("LAB_GW_IP"), "-ca", world.CAName, "-template", "LabUserAuth", "-dynamic-endpoint", "-out", "alice")
 	if !strings.Contains(out, "Successfully requested certificate") {
 		t.Error(out)
+	}
+}
+
+func TestNTLMIsRefusedByName(t *testing.T) {
+	need(t, "/usr/bin/rpcclient")
+	w := start(t)
+	for _, options := range []string{"ntlm,seal", "spnego,ntlm,seal"} {
+		var logged bytes.Buffer
+		w.LogTo(&logged)
+		out, err := try(t, os.Environ(), "/usr/bin/rpcclient", "--configfile="+smbConf(t), "--use-kerberos=off", "-U", "LAB/alice%"+world.Env("LAB_PASSWORD"), "-c", "epmlookup",
+			"ncacn_ip_tcp:"+world.Env("LAB_GATEWAY")+"[135,"+options+"]")
+		if said := w.LogText(&logged); err == nil || !strings.Contains(said, "NTLM, which is not accepted") {
+			t.Errorf("%s: %v %s\n%s", options, err, out, said)
+		}
 	}
 }

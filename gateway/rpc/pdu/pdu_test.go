@@ -92,7 +92,7 @@ func TestUUIDsTravelLittleEndian(t *testing.T) {
 	if _, err := ParseUUID("no"); err == nil {
 		t.Error("no UUID")
 	}
-	if NewUUID() == NewUUID() || NewUUID().IsZero() {
+	if a, b := NewUUID(), NewUUID(); a == b || a.IsZero() {
 		t.Error("not random")
 	}
 }
