@@ -112,27 +112,7 @@ func TestNothingBelowPrivacyEnrolls(t *testing.T) {
 
 func TestATokenThatWasOverheardIsOfNoUse(t *testing.T) {
 	w := start(t)
-	var bind []byte
-	record := &between{change: func(p *pdu.PDU) [][]byte {
-		if p.Kind == pdu.KindBind {
-			bind = p.Raw
-			return nil // it never arrives
-		}
-		return [][]byte{p.Raw}
-	}}
-	ctx, cancel := context.WithTimeout(background, 3*time.Second)
-	defer cancel()
-	go func() {
-		<-ctx.Done()
-		record.mu.Lock()
-		defer record.mu.Unlock()
-		for _, c := range record.conns {
-			c.Close()
-		}
-	}()
-	if _, err := call(t, how{dialer: record, target: "HTTP/enroll.lab.test"}, good(t)); err == nil || bind == nil {
-		t.Fatal("the bind was not kept back", err)
-	}
+	bind := overheard(t)
 	p, err := pdu.Parse(bind)
 	if err != nil {
 		t.Fatal(err)
@@ -175,6 +155,32 @@ func TestATokenThatWasOverheardIsOfNoUse(t *testing.T) {
 			}
 		}
 	}
+}
+
+// overheard is a bind of alice's that somebody has kept back: it is fresh, and she gets no answer.
+func overheard(t *testing.T) (bind []byte) {
+	t.Helper()
+	record := &between{change: func(p *pdu.PDU) [][]byte {
+		if p.Kind == pdu.KindBind {
+			bind = p.Raw
+			return nil // it never arrives
+		}
+		return [][]byte{p.Raw}
+	}}
+	ctx, cancel := context.WithTimeout(background, 3*time.Second)
+	defer cancel()
+	go func() {
+		<-ctx.Done()
+		record.mu.Lock()
+		defer record.mu.Unlock()
+		for _, c := range record.conns {
+			c.Close()
+		}
+	}()
+	if _, err := call(t, how{dialer: record, target: "HTTP/enroll.lab.test"}, good(t)); err == nil || bind == nil {
+		t.Fatal("the bind was not kept back", err)
+	}
+	return bind
 }
 
 // receive reads a PDU; nil at the end.
