@@ -193,6 +193,10 @@ func TestHandshakesThatAreRefused(t *testing.T) {
 			t.Errorf("%s: a second try", name)
 		}
 	}
+	tgtReq := der(0x60, append([]byte{6, 10, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x12, 1, 2, 2, 3}, 4, 0))
+	if _, err := r.Handshake(false).Step(t.Context(), tgtReq); err == nil || !strings.Contains(err.Error(), "user-to-user") {
+		t.Error(err)
+	}
 	for name, token := range map[string][]byte{"NTLM": ntlm, "nothing": nil, "garbage": []byte("garbage")} {
 		for _, spnego := range []bool{true, false} {
 			_, err := r.Handshake(spnego).Step(t.Context(), token)

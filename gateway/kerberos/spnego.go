@@ -17,6 +17,7 @@ var (
 	oidKerberos = asn1.ObjectIdentifier{1, 2, 840, 113554, 1, 2, 2}
 	// oidMSKerberos is a mistake of Windows 2000 that Windows still puts first.
 	oidMSKerberos = asn1.ObjectIdentifier{1, 2, 840, 48018, 1, 2, 2}
+	oidUserToUser = asn1.ObjectIdentifier{1, 2, 840, 113554, 1, 2, 2, 3}
 	oidNTLM       = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 2, 10}
 )
 
@@ -113,7 +114,10 @@ func readMechToken(token cryptobyte.String) ([]byte, error) {
 		return token, nil
 	}
 	mech, inner, ok := readGSSFrame(token)
-	if !ok || !isKerberos(mech) {
+	switch {
+	case ok && mech.Equal(oidUserToUser): // Windows does so where its application named an account in place of a service
+		return nil, hresult.New(hresult.AccessDenied, "the client asks for user-to-user authentication, which is not supported: it knows no service principal of the gateway").WithFix(fixKerberos)
+	case !ok || !isKerberos(mech):
 		return nil, hresult.New(hresult.AccessDenied, "the SPNEGO token holds no Kerberos token").WithFix(fixKerberos)
 	}
 	return readAPReqToken(inner)

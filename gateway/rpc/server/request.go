@@ -109,8 +109,11 @@ func levelOf(sc *protection) pdu.Level {
 // open finds the security context of a fragment and removes its protection in place. Whatever is wrong with the call itself is found
 // later: the numbers of the tokens go on.
 func (k *conn) open(p *pdu.PDU, r *pdu.Request) (*protection, error) {
-	if p.Trailer == nil {
-		return k.connect, nil // at connect level calls have no token; nil is nobody
+	if p.Trailer == nil { // at connect level calls have no token; nil is nobody
+		if k.connect != nil && k.connect.session.Expired(time.Now()) {
+			return nil, nil
+		}
+		return k.connect, nil
 	}
 	t := p.Trailer
 	sc := k.contextIDs[t.Context]
