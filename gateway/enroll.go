@@ -41,9 +41,10 @@ type Reply struct {
 	RequestID   int64
 	State       ledger.State
 	Message     string
-	Certificate *x509.Certificate // nil while pending
-	Full        []byte            // CMC full response
-	RetryAfter  time.Duration     // while pending: when asking again is worth it; 0 where a person decides
+	Certificate *x509.Certificate   // nil while pending
+	Full        []byte              // CMC full response
+	Chain       []*x509.Certificate // of the CA, root first
+	RetryAfter  time.Duration       // while pending: when asking again is worth it; 0 where a person decides
 }
 
 // Enroll takes one request through the whole journey. An error is what the client is told; the ledger has the request
@@ -445,7 +446,8 @@ func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 	default:
 		return nil, &Refusal{RequestID: row.ID, Err: hresult.New(row.HResult, "%s", row.Message)}
 	}
-	response.Chain = g.replyChain(ctx, ca, issuing, r.Certificate)
+	r.Chain = g.replyChain(ctx, ca, issuing, r.Certificate)
+	response.Chain = r.Chain
 	signer, key, hash, err := ca.Identity.ResponseSigner(ctx)
 	if err != nil {
 		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the reply to request %d cannot be signed now; ask again for it", row.ID)

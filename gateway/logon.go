@@ -23,6 +23,7 @@ const (
 	transportKerberos    = "wstep"
 	transportCertificate = "wstep-certificate"
 	transportPassword    = "wstep-password"
+	transportRPC         = "rpc"
 )
 
 // certificateHandler serves those who prove who they are by a client certificate of this gateway.

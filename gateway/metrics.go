@@ -28,6 +28,7 @@ type metrics struct {
 	witness  *prometheus.GaugeVec
 	alarm    *prometheus.GaugeVec
 	calls    *prometheus.HistogramVec
+	rpc      *rpcMetrics
 }
 
 func newMetrics() *metrics {
@@ -55,6 +56,7 @@ func newMetrics() *metrics {
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "enrollgate_ca_call_duration_seconds",
 		Help: "Time of calls to CAs, by outcome: ok, failed, or open where it is not known whether the CA has issued.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)},
 		[]string{"ca", "call", "outcome"})
+	m.rpc = newRPCMetrics(m.registry)
 	m.registry.MustRegister(m.calls, m.witness, m.alarm, m.requests, m.duration, m.steps, m.policies, m.written, m.leavers, m.held, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -30,7 +30,7 @@ const (
 
 // Run serves until ctx ends, then finishes the requests under way. ready is called once the listeners are open.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
-	servers, err := g.listen()
+	servers, rpc, err := g.open()
 	if err != nil {
 		return err
 	}
@@ -65,12 +65,18 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	for _, s := range servers {
 		group.Go(s.serve)
 	}
+	for _, s := range rpc {
+		group.Go(s.serve)
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 		defer cancel()
 		var errs error
 		for _, s := range servers {
+			errs = errors.Join(errs, s.server.Shutdown(stop))
+		}
+		for _, s := range rpc {
 			errs = errors.Join(errs, s.server.Shutdown(stop))
 		}
 		return errs
@@ -94,8 +100,36 @@ func (s *listener) serve() error {
 	return nil
 }
 
-// listen opens every configured listener, so that a port in use is known before anything is served.
-func (g *Gateway) listen() (servers []*listener, err error) {
+// open opens every configured listener, so that a port in use is known before anything is served.
+func (g *Gateway) open() ([]*listener, []*rpcListener, error) {
+	var acceptor *kerberos.Acceptor
+	var cert *certificateFile
+	var err error
+	if g.Config.Listen.HTTPS != "off" {
+		if cert, err = newCertificateFile(g.Config.TLS.Certificate, g.Config.TLS.Key); err != nil {
+			return nil, nil, err
+		}
+	}
+	if g.Config.Listen.HTTPS != "off" || g.Config.Listen.RPC != "off" {
+		if acceptor, err = kerberos.New(g.acceptorOptions(cert)); err != nil {
+			return nil, nil, err
+		}
+	}
+	servers, err := g.listen(acceptor, cert)
+	if err != nil {
+		return nil, nil, err
+	}
+	rpc, err := g.listenRPC(acceptor)
+	if err != nil {
+		for _, s := range servers {
+			s.l.Close()
+		}
+	}
+	return servers, rpc, err
+}
+
+// listen opens those for HTTP.
+func (g *Gateway) listen(acceptor *kerberos.Acceptor, cert *certificateFile) (servers []*listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, s := range servers {
@@ -124,14 +158,6 @@ func (g *Gateway) listen() (servers []*listener, err error) {
 	}
 	cfg := g.Config.Listen
 	if cfg.HTTPS != "off" {
-		cert, err := newCertificateFile(g.Config.TLS.Certificate, g.Config.TLS.Key)
-		if err != nil {
-			return nil, err
-		}
-		acceptor, err := kerberos.New(g.acceptorOptions(cert))
-		if err != nil {
-			return nil, err
-		}
 		services, err := g.enrollmentHandler(acceptor, cert)
 		if err != nil {
 			return nil, err
@@ -151,10 +177,11 @@ func (g *Gateway) listen() (servers []*listener, err error) {
 
 func (g *Gateway) acceptorOptions(cert *certificateFile) kerberos.Options {
 	k := g.Config.Kerberos
-	return kerberos.Options{
-		KeytabFile: k.Keytab, SPNs: k.ServicePrincipals, Realms: k.Realms, AllowRC4: k.AllowRC4, MaxClockSkew: k.MaxClockSkew,
-		ServerCertificates: cert.leaves, RequireChannelBinding: k.ChannelBinding, Log: g.Log,
+	o := kerberos.Options{KeytabFile: k.Keytab, SPNs: k.ServicePrincipals, Realms: k.Realms, AllowRC4: k.AllowRC4, MaxClockSkew: k.MaxClockSkew, Log: g.Log}
+	if cert != nil { // without HTTPS there is no channel to bind to
+		o.ServerCertificates, o.RequireChannelBinding = cert.leaves, k.ChannelBinding
 	}
+	return o
 }
 
 // enrollmentHandler serves XCEP and WSTEP. Probes without credentials are answered by the SOAP handler itself.

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 packages="samba samba-ad-provision samba-dsdb-modules python3-samba krb5-user ldap-utils openssl iproute2 util-linux
           curl ca-certificates python3-gssapi gcc libc6-dev strace postgresql
+          smbclient python3-impacket tshark
           krb5-kdc krb5-admin-server softhsm2 opensc libnss3-tools gpgsm gpg-agent age default-jre-headless prometheus"
 
 # Debian's Go fetches the version that go.mod asks for by itself, if it is 1.21 or newer.

@@ -8,7 +8,7 @@ export CGO_ENABLED=1
 
 test/upstreams/all.sh
 
-inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/kill|test/stepca|test/certipy)$'
+inside='^github.com/enrollgate/enrollgate/(ldapsync|gateway/kerberos|gateway/soap|test/kill|test/stepca|test/certipy|test/rpc)$'
 e2e=github.com/enrollgate/enrollgate/test/e2e
 busy='AtOnce|Once|AStop|EachRole|EachAgent|Renew|SecondInstance|Published|Together|Twice'
 packages=$(go list ./...)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -64,6 +65,10 @@ type Listen struct {
 	Metrics string `yaml:"metrics"`
 	// Certificate is for renewals by those who have a client certificate of the gateway.
 	Certificate string `yaml:"certificate"`
+	// RPC is for clients that enroll as at AD CS, by MS-ICPR; EPM is the endpoint mapper that tells them the port of RPC. Empty: port 135
+	// where there is RPC.
+	RPC string `yaml:"rpc"`
+	EPM string `yaml:"epm"`
 }
 
 // TLS is the server certificate.
@@ -127,7 +132,7 @@ func defaults() *Config {
 	return &Config{
 		PublicName: host,
 		Data:       "/var/lib/enrollgate",
-		Listen:     Listen{HTTPS: ":443", HTTP: ":80", Metrics: "127.0.0.1:9464", Certificate: "off"},
+		Listen:     Listen{HTTPS: ":443", HTTP: ":80", Metrics: "127.0.0.1:9464", Certificate: "off", RPC: "off"},
 		TLS:        TLS{MaxVersion: "1.3"},
 		Kerberos:   Kerberos{MaxClockSkew: 5 * time.Minute},
 		Directory: Directory{Bind: Bind{Method: "gssapi"}, Krb5Conf: "/etc/krb5.conf", MaxAge: 24 * time.Hour,
@@ -209,6 +214,12 @@ func (c *Config) resolve(dir string) {
 		c.Directory.Bind.Keytab = c.Kerberos.Keytab
 	}
 	c.resolvePublish()
+	if c.Listen.EPM == "" {
+		c.Listen.EPM = ":135"
+		if c.Listen.RPC == "off" {
+			c.Listen.EPM = "off"
+		}
+	}
 	if c.Secret.File == "" && c.Secret.Env == "" {
 		c.Secret.File = filepath.Join(c.Data, "secret")
 	}
@@ -226,6 +237,12 @@ func (c *Config) Check() []string {
 	need(c.Kerberos.Keytab != "", "kerberos.keytab: missing; export the keys of the account that holds the SPN HTTP/%s", c.PublicName)
 	need(c.TLS.Certificate != "" && c.TLS.Key != "" || c.Listen.HTTPS == "off", "tls.certificate and tls.key: missing; clients enroll over HTTPS only")
 	need(c.TLS.MaxVersion == "1.2" || c.TLS.MaxVersion == "1.3", "tls.max_version: %q is neither 1.2 nor 1.3", c.TLS.MaxVersion)
+	for name, address := range map[string]string{"rpc": c.Listen.RPC, "epm": cmp.Or(c.Listen.EPM, "off")} {
+		_, port, err := net.SplitHostPort(address)
+		need(address == "off" || err == nil && port != "", "listen.%s: %q is no address; name one such as \":49200\", or off", name, address)
+	}
+	need(c.Listen.EPM == "off" || c.Listen.EPM == "" || c.Listen.RPC != "off", "listen.epm: there is nothing to tell clients of while listen.rpc is off; switch it off, or listen.rpc on")
+	need(c.Listen.RPC == "off" || c.Listen.RPC != c.Listen.EPM, "listen.rpc and listen.epm: both are %s; the endpoint mapper has a port of its own, 135", c.Listen.RPC)
 	c.Database.check(need)
 	c.Directory.check(need)
 	c.Publish.check(need)

@@ -202,3 +202,19 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestTheEndpointMapperGoesWithRPC(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "off", "listen: {rpc: \":49200\"}\n": ":135", "listen: {rpc: \":49200\", epm: \"off\"}\n": "off", "listen: {rpc: \":49200\", epm: \"10.0.0.1:135\"}\n": "10.0.0.1:135",
+	} {
+		c, err := load(t, minimal+text)
+		if err != nil || c.Listen.EPM != want {
+			t.Errorf("%q: %v, %v; want %s", text, c, err, want)
+		}
+	}
+	for _, text := range []string{"listen: {epm: \":135\"}\n", "listen: {rpc: \":135\", epm: \":135\"}\n", "listen: {rpc: \"\"}\n", "listen: {rpc: \"49200\"}\n"} {
+		if _, err := load(t, minimal+text); err == nil || !strings.Contains(err.Error(), "listen.") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

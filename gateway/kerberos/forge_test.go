@@ -39,7 +39,10 @@ type forged struct {
 	breakPAC   bool              // after it was signed
 	binding    [16]byte
 	mutual     bool
-	bare       bool // no SPNEGO
+	bare       bool   // no SPNEGO
+	flags      uint32 // of the GSS checksum
+	number     int64  // sequence number
+	raw        bool   // no GSS frame, as in DCE style
 	mechs      []asn1.ObjectIdentifier
 }
 
@@ -86,7 +89,8 @@ func (f forged) token(t testing.TB) (token []byte, session types.EncryptionKey) 
 	check(err)
 	auth.CTime, auth.Cusec = or(f.sent, testNow), 4711
 	sum := binary.LittleEndian.AppendUint32(nil, 16)
-	sum = append(append(sum, f.binding[:]...), 0, 0, 0, 0)
+	sum = binary.LittleEndian.AppendUint32(append(sum, f.binding[:]...), f.flags)
+	auth.SeqNumber = or(f.number, auth.SeqNumber)
 	auth.Cksum = types.Checksum{CksumType: chksumtype.GSSAPI, Checksum: sum}
 	req, err := messages.NewAPReq(tkt, session, auth)
 	check(err)
@@ -102,6 +106,9 @@ func (f forged) token(t testing.TB) (token []byte, session types.EncryptionKey) 
 func (f forged) frame(t testing.TB, apReq []byte) []byte {
 	t.Helper()
 	token, err := gssFrame(tokIDAPReq, apReq)
+	if f.raw {
+		token = apReq
+	}
 	if err != nil || f.bare {
 		return token
 	}

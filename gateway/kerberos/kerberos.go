@@ -60,6 +60,7 @@ type Acceptor struct {
 	opts   Options
 	keys   *keySource
 	replay *replayCache
+	rpc    bool // tickets for RPC, as ForRPC says
 }
 
 // New returns an Acceptor, or an error when the keytab cannot be read or holds no usable key.
@@ -154,6 +155,9 @@ func (a *Acceptor) expectedSPNs() []string {
 
 // spnAllowed compares without regard to case, as the directory does, and ignores the realm.
 func (a *Acceptor) spnAllowed(spn string) bool {
+	if a.rpc {
+		return a.rpcAllowed(spn)
+	}
 	expected := a.expectedSPNs()
 	for _, e := range expected {
 		e, _, _ = strings.Cut(e, "@")

@@ -3,6 +3,7 @@ package kerberos
 import (
 	"bytes"
 	"encoding/asn1"
+	"errors"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -16,11 +17,16 @@ var (
 	oidKerberos = asn1.ObjectIdentifier{1, 2, 840, 113554, 1, 2, 2}
 	// oidMSKerberos is a mistake of Windows 2000 that Windows still puts first.
 	oidMSKerberos = asn1.ObjectIdentifier{1, 2, 840, 48018, 1, 2, 2}
+	oidUserToUser = asn1.ObjectIdentifier{1, 2, 840, 113554, 1, 2, 2, 3}
 	oidNTLM       = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 2, 10}
 )
 
-// tagApplication0 frames GSS initial tokens (RFC 2743 3.1).
-const tagApplication0 = cbasn1.Tag(0x60)
+// tagApplication0 frames GSS initial tokens (RFC 2743 3.1); tagAPReq and tagAPRep begin Kerberos messages (RFC 4120 5.5).
+const (
+	tagApplication0 = cbasn1.Tag(0x60)
+	tagAPReq        = cbasn1.Tag(0x6e)
+	tagAPRep        = cbasn1.Tag(0x6f)
+)
 
 // Token identifiers inside the GSS frame (RFC 4121 4.1).
 var (
@@ -32,6 +38,7 @@ var (
 type negotiation struct {
 	spnego bool                  // whether the AP-REQ came inside SPNEGO
 	mech   asn1.ObjectIdentifier // the mechanism as the client named it, to be echoed
+	mechs  []byte                // the client's list of mechanisms in DER, which a mechListMIC is over
 	apReq  []byte
 }
 
@@ -64,8 +71,11 @@ func parseNegTokenInit(b cryptobyte.String) (*negotiation, error) {
 	var choice, seq, list, wrapped cryptobyte.String
 	if !b.ReadASN1(&choice, cbasn1.Tag(0).ContextSpecific().Constructed()) ||
 		!choice.ReadASN1(&seq, cbasn1.SEQUENCE) ||
-		!seq.ReadASN1(&wrapped, cbasn1.Tag(0).ContextSpecific().Constructed()) ||
-		!wrapped.ReadASN1(&list, cbasn1.SEQUENCE) {
+		!seq.ReadASN1(&wrapped, cbasn1.Tag(0).ContextSpecific().Constructed()) {
+		return nil, malformed
+	}
+	raw := []byte(wrapped)
+	if !wrapped.ReadASN1(&list, cbasn1.SEQUENCE) {
 		return nil, malformed
 	}
 	var mechs []asn1.ObjectIdentifier
@@ -94,17 +104,31 @@ func parseNegTokenInit(b cryptobyte.String) (*negotiation, error) {
 	if bytes.HasPrefix(token, []byte("NTLMSSP\x00")) {
 		return nil, refuseNTLM()
 	}
+	apReq, err := readMechToken(token)
+	return &negotiation{spnego: true, mech: mechs[0], mechs: raw, apReq: apReq}, err
+}
+
+// readMechToken takes the AP-REQ out of its GSS frame. In DCE style it has none, other than impacket's ([MS-KILE] 3.4.5.1).
+func readMechToken(token cryptobyte.String) ([]byte, error) {
+	if token.PeekASN1Tag(tagAPReq) {
+		return token, nil
+	}
 	mech, inner, ok := readGSSFrame(token)
-	if !ok || !isKerberos(mech) {
+	switch {
+	case ok && mech.Equal(oidUserToUser): // Windows does so where its application named an account in place of a service
+		return nil, hresult.New(hresult.AccessDenied, "the client asks for user-to-user authentication, which is not supported: it knows no service principal of the gateway").WithFix(fixKerberos)
+	case !ok || !isKerberos(mech):
 		return nil, hresult.New(hresult.AccessDenied, "the SPNEGO token holds no Kerberos token").WithFix(fixKerberos)
 	}
-	apReq, err := readAPReqToken(inner)
-	return &negotiation{spnego: true, mech: mechs[0], apReq: apReq}, err
+	return readAPReqToken(inner)
 }
+
+// ErrNTLM is the cause of every refusal of NTLM.
+var ErrNTLM = errors.New("NTLM")
 
 // refuseNTLM is the refusal of a client that fell back to NTLM, which it does when it found no ticket.
 func refuseNTLM() error {
-	return hresult.New(hresult.AccessDenied, "the client sent NTLM, which is not accepted: it had no Kerberos ticket for this name").
+	return hresult.Wrap(hresult.AccessDenied, ErrNTLM, "the client sent NTLM, which is not accepted: it had no Kerberos ticket for this name").
 		WithFix("check that the SPN HTTP/<host in the URL> is registered on exactly one account (setspn -Q), and that the URL holds that DNS name, not an address")
 }
 
@@ -140,12 +164,18 @@ func gssFrame(tokID, message []byte) ([]byte, error) {
 
 // Values of negState (RFC 4178 4.2.2).
 const (
-	acceptCompleted = 0
-	reject          = 2
+	acceptCompleted  = 0
+	acceptIncomplete = 1
+	reject           = 2
 )
 
 // negTokenResp builds the answer of SPNEGO (RFC 4178 4.2.2). No mechListMIC is due when the first mechanism is taken.
 func negTokenResp(state int64, mech asn1.ObjectIdentifier, token []byte) ([]byte, error) {
+	return negTokenRespMIC(state, mech, token, nil)
+}
+
+// negTokenRespMIC is negTokenResp with a mechListMIC, for clients that have sent one.
+func negTokenRespMIC(state int64, mech asn1.ObjectIdentifier, token, mic []byte) ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.Tag(1).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -162,7 +192,42 @@ func negTokenResp(state int64, mech asn1.ObjectIdentifier, token []byte) ([]byte
 					b.AddASN1OctetString(token)
 				})
 			}
+			if len(mic) > 0 {
+				b.AddASN1(cbasn1.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
+					b.AddASN1OctetString(mic)
+				})
+			}
 		})
 	})
 	return b.Bytes()
+}
+
+// readNegTokenResp reads the client's later token (RFC 4178 4.2.2): what the mechanism says, and the mechListMIC. Clients leave
+// negState out.
+func readNegTokenResp(token []byte) (inner, mic []byte, err error) {
+	malformed := hresult.New(hresult.AccessDenied, "the SPNEGO token is malformed")
+	s := cryptobyte.String(token)
+	var choice, seq cryptobyte.String
+	if !s.ReadASN1(&choice, cbasn1.Tag(1).ContextSpecific().Constructed()) || !s.Empty() || !choice.ReadASN1(&seq, cbasn1.SEQUENCE) || !choice.Empty() ||
+		!seq.SkipOptionalASN1(cbasn1.Tag(0).ContextSpecific().Constructed()) || !seq.SkipOptionalASN1(cbasn1.Tag(1).ContextSpecific().Constructed()) {
+		return nil, nil, malformed
+	}
+	for tag, out := range []*[]byte{2: &inner, 3: &mic} {
+		var wrapped, value cryptobyte.String
+		var present bool
+		if out == nil {
+			continue
+		}
+		if !seq.ReadOptionalASN1(&wrapped, &present, cbasn1.Tag(tag).ContextSpecific().Constructed()) { //nolint:gosec // 2 or 3
+			return nil, nil, malformed
+		}
+		if present && (!wrapped.ReadASN1(&value, cbasn1.OCTET_STRING) || !wrapped.Empty()) {
+			return nil, nil, malformed
+		}
+		*out = value
+	}
+	if !seq.Empty() {
+		return nil, nil, malformed
+	}
+	return inner, mic, nil
 }

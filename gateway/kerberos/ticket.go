@@ -27,6 +27,7 @@ import (
 type exchange struct {
 	*negotiation
 	now    time.Time
+	dce    bool // over RPC, in DCE style
 	req    messages.APReq
 	caller templates.Caller
 	reply  []byte
@@ -76,6 +77,9 @@ func (a *Acceptor) verify(ex *exchange) error {
 }
 
 func (a *Acceptor) refuseSPN(spn string) error {
+	if a.rpc {
+		return a.refuseRPC(spn)
+	}
 	expected := strings.Join(a.expectedSPNs(), ", ")
 	if expected == "" {
 		expected = "HTTP/<host>"
@@ -163,7 +167,25 @@ func (a *Acceptor) checkAuthenticator(ex *exchange, spn string) error {
 			d.Round(time.Second), direction, stamp(sent), stamp(ex.now), a.opts.MaxClockSkew).
 			WithFix("synchronize both clocks with the domain controllers")
 	}
+	if dce := gssFlags(auth.Cksum)&flagDCEStyle != 0; dce != ex.dce {
+		// A token for RPC travels in the clear, and proves nothing but with what follows it there: it must be of no use elsewhere.
+		if ex.dce {
+			return hresult.New(hresult.AccessDenied, "the token for %s is not in DCE style, which RPC needs", spn)
+		}
+		return hresult.New(hresult.AccessDenied, "the token for %s is in DCE style: it was made for RPC, not for HTTP", spn)
+	}
 	return a.checkChannelBinding(auth.Cksum)
+}
+
+// flagDCEStyle is GSS_C_DCE_STYLE (RFC 4757 7.1, [MS-KILE] 3.4.5.1).
+const flagDCEStyle = 0x1000
+
+// gssFlags are the context flags in the GSS checksum (RFC 4121 4.1.1); 0 where it is another checksum.
+func gssFlags(sum types.Checksum) uint32 {
+	if sum.CksumType != chksumtype.GSSAPI || len(sum.Checksum) < 24 || binary.LittleEndian.Uint32(sum.Checksum) != 16 {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(sum.Checksum[20:])
 }
 
 // checkChannelBinding compares the hash of the channel binding in the GSS checksum (RFC 4121 4.1.1) with those of the

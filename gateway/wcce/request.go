@@ -100,7 +100,7 @@ func ParseRequest(der []byte) (*Request, error) {
 	der = bytes.Clone(der)
 	r := &Request{Raw: der, Template: Template{Major: -1, Minor: -1}}
 	var err error
-	if looksLikeCMS(der) {
+	if LooksLikeCMS(der) {
 		err = r.parseCMS()
 	} else {
 		r.Format = PKCS10
@@ -120,8 +120,8 @@ func ParseRequest(der []byte) (*Request, error) {
 	return r, nil
 }
 
-// looksLikeCMS tells a ContentInfo, which begins with an OID, from a PKCS#10 request, which begins with a sequence.
-func looksLikeCMS(der []byte) bool {
+// LooksLikeCMS tells a ContentInfo, which begins with an OID, from a PKCS#10 request, which begins with a sequence.
+func LooksLikeCMS(der []byte) bool {
 	s := cryptobyte.String(der)
 	var seq cryptobyte.String
 	return s.ReadASN1(&seq, cbasn1.SEQUENCE) && seq.PeekASN1Tag(cbasn1.OBJECT_IDENTIFIER)

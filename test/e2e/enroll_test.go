@@ -24,7 +24,6 @@ import (
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/vectors"
 	"github.com/enrollgate/enrollgate/test/world"
-	"github.com/go-ldap/ldap/v3"
 )
 
 var background = context.Background()
@@ -346,48 +345,7 @@ func addTemplate(t testing.TB, w *world.World, name string, ref wcce.Template) {
 // with the test. Names in set are in lower case, and have the OID among them.
 func copyTemplate(t testing.TB, w *world.World, source, name string, set map[string]string) {
 	t.Helper()
-	conn := world.Admin(t)
-	base := "CN=Public Key Services,CN=Services," + world.Env("LAB_CONFIG_DN")
-	res, err := conn.Search(ldap.NewSearchRequest("CN="+source+",CN=Certificate Templates,"+base, ldap.ScopeBaseObject, ldap.NeverDerefAliases, 0, 0, false,
-		"(objectClass=*)", []string{"*", "nTSecurityDescriptor"}, []ldap.Control{&ldap.ControlMicrosoftSDFlags{ControlValue: 4}}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dn := "CN=" + name + ",CN=Certificate Templates," + base
-	add := ldap.NewAddRequest(dn, nil)
-	for _, a := range res.Entries[0].Attributes {
-		low := strings.ToLower(a.Name)
-		switch {
-		case set[low] != "":
-			add.Attribute(a.Name, []string{set[low]})
-		case low == "objectclass":
-			add.Attribute(a.Name, []string{"pKICertificateTemplate"})
-		case strings.HasPrefix(low, "pki"), strings.HasPrefix(low, "mspki"), low == "flags", low == "ntsecuritydescriptor":
-			add.Attribute(a.Name, a.Values)
-		}
-	}
-	if err := conn.Add(add); err != nil {
-		t.Fatal(err)
-	}
-	offer := ldap.NewModifyRequest("CN="+world.CAName+",CN=Enrollment Services,"+base, nil)
-	offer.Add("certificateTemplates", []string{name})
-	if err := conn.Modify(offer); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		undo := ldap.NewModifyRequest(offer.DN, nil)
-		undo.Delete("certificateTemplates", []string{name})
-		if err := conn.Modify(undo); err != nil {
-			t.Error(err)
-		}
-		if err := conn.Del(ldap.NewDelRequest(dn, nil)); err != nil {
-			t.Error(err)
-		}
-	})
-	eventually(t, "the new template in force", func() bool {
-		s := w.Directory.Snapshot()
-		return s.TemplateByOID(set["mspki-cert-template-oid"]) != nil && s.Service(world.CAName).Offers(name)
-	})
+	w.CopyTemplate(t, source, name, set)
 }
 
 func TestBadInputIsRefusedClearly(t *testing.T) {

@@ -1,0 +1,142 @@
+package icpr
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+
+	icertpassage "github.com/oiweiwei/go-msrpc/msrpc/icpr/icertpassage/v0"
+	"github.com/oiweiwei/go-msrpc/ndr"
+
+	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/gateway/rpc/request"
+	"github.com/enrollgate/enrollgate/gateway/rpc/server"
+	"github.com/enrollgate/enrollgate/gateway/wcce"
+	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates"
+)
+
+// backend remembers what it was asked.
+type backend struct {
+	calls      int
+	attributes []wcce.NameValue
+}
+
+func (*backend) CA(name string) string {
+	if strings.EqualFold(name, "Corp CA") {
+		return "Corp CA"
+	}
+	return ""
+}
+
+func (b *backend) Enroll(_ context.Context, caller templates.Caller, _ string, attributes []wcce.NameValue, der []byte) (*request.Reply, error) {
+	b.calls++
+	b.attributes = attributes
+	if string(der) == "refuse" {
+		return nil, &request.Refusal{RequestID: 8, Err: hresult.New(hresult.TemplateDenied, "%s may not", caller.Principal)}
+	}
+	return &request.Reply{RequestID: 7, Message: "Issued", Certificate: []byte("certificate"), CertsOnly: []byte("chain"), Full: []byte("full")}, nil
+}
+
+func (b *backend) Poll(_ context.Context, _ templates.Caller, id string) (*request.Reply, error) {
+	b.calls++
+	return &request.Reply{RequestID: 9, Pending: true, Message: "pending " + id, Full: []byte("full")}, nil
+}
+
+func call() *server.Call {
+	return &server.Call{Caller: &templates.Caller{Principal: "alice@CORP.EXAMPLE"}, Level: pdu.LevelPrivacy}
+}
+
+func stubOf(t testing.TB, in *icertpassage.CertServerRequestRequest) []byte {
+	t.Helper()
+	stub, err := ndr.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stub
+}
+
+func TestACallReachesThePipeline(t *testing.T) {
+	b := &backend{}
+	i := Interface(b)
+	text := request.EncodeText("CertificateTemplate: User\nbad line\nrmd:pc.corp.example\n")
+	for name, c := range map[string]struct {
+		in   icertpassage.CertServerRequestRequest
+		want icertpassage.CertServerRequestResponse
+	}{
+		"issued": {icertpassage.CertServerRequestRequest{Authority: "corp ca", Attributes: blob(text), Request: blob([]byte("request"))},
+			icertpassage.CertServerRequestResponse{RequestID: 7, Disposition: 3, Cert: blob([]byte("chain")), EncodedCert: blob([]byte("certificate"))}},
+		"with a full response": {icertpassage.CertServerRequestRequest{Flags: 0x40000, Authority: "Corp CA", Attributes: blob(nil), Request: blob([]byte("request"))},
+			icertpassage.CertServerRequestResponse{RequestID: 7, Disposition: 3, Cert: blob([]byte("full")), EncodedCert: blob([]byte("certificate"))}},
+		"refused": {icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob(nil), Request: blob([]byte("refuse"))},
+			icertpassage.CertServerRequestResponse{RequestID: 8, Disposition: uint32(hresult.TemplateDenied)}},
+		"pending": {icertpassage.CertServerRequestRequest{Authority: "Corp CA", RequestID: 9, Attributes: blob(nil), Request: blob(nil)},
+			icertpassage.CertServerRequestResponse{RequestID: 9, Disposition: 5}},
+		"no CA": {icertpassage.CertServerRequestRequest{Attributes: blob(nil), Request: blob([]byte("x"))},
+			icertpassage.CertServerRequestResponse{Disposition: uint32(hresult.InvalidArg), Return: uint32(hresult.InvalidArg)}},
+	} {
+		out, err := i.Handle(t.Context(), call(), stubOf(t, &c.in))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		var got icertpassage.CertServerRequestResponse
+		if err := ndr.Unmarshal(out, &got); err != nil {
+			t.Fatal(name, err)
+		}
+		if got.RequestID != c.want.RequestID || got.Disposition != c.want.Disposition || got.Return != c.want.Return ||
+			c.want.Cert != nil && (string(got.Cert.Buffer) != string(c.want.Cert.Buffer) || string(got.EncodedCert.Buffer) != "certificate") || len(got.DispositionMessage.Buffer) == 0 {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if name == "issued" && (len(b.attributes) != 2 || b.attributes[0] != wcce.NameValue{Name: "CertificateTemplate", Value: "User"}) {
+			t.Errorf("%+v", b.attributes)
+		}
+	}
+}
+
+func TestLowerLevelsDoNotReachThePipeline(t *testing.T) {
+	b := &backend{}
+	i := Interface(b)
+	stub := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob(nil), Request: blob([]byte("request"))})
+	for _, c := range []*server.Call{{Level: pdu.LevelPrivacy}, {Caller: call().Caller, Level: pdu.LevelIntegrity}} {
+		if _, err := i.Handle(t.Context(), c, stub); err == nil {
+			t.Errorf("%+v", c)
+		}
+	}
+	if b.calls != 0 || i.Least != pdu.LevelPrivacy {
+		t.Error("it was called")
+	}
+}
+
+func TestLengthsOf4GiBTakeNoMemory(t *testing.T) {
+	i := Interface(&backend{})
+	good := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob([]byte("at")), Request: blob([]byte("request."))})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for at := 0; at+4 <= len(good); at += 4 {
+		for _, value := range []uint32{0xffffffff, 0x7fffffff, 0x80000000} {
+			stub := append([]byte{}, good...)
+			binary.LittleEndian.PutUint32(stub[at:], value)
+			_, _ = i.Handle(t.Context(), call(), stub)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 4<<20 {
+		t.Errorf("%d octets", used)
+	}
+	binary.LittleEndian.PutUint32(good[16:], 0xffffffff)
+	_, err := i.Handle(t.Context(), call(), good)
+	if f, ok := errors.AsType[*server.Fault](err); !ok || f.Status != pdu.BadStub {
+		t.Error(err)
+	}
+}
+
+func FuzzStub(f *testing.F) {
+	f.Add(stubOf(f, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob(request.EncodeText("a:b")), Request: blob([]byte("request"))}))
+	i := Interface(&backend{})
+	f.Fuzz(func(t *testing.T, stub []byte) {
+		_, _ = i.Handle(t.Context(), call(), stub)
+	})
+}
