@@ -26,7 +26,7 @@ func (p *patient) wanted() [][2]string {
 			out = append(out, [2]string{spn, ""})
 		}
 	}
-	if rpcPort(p.cfg) != "" {
+	if p.cfg.Listen.RPC != "off" && p.cfg.Listen.RPC != "" {
 		short, _, _ := strings.Cut(host, ".")
 		out = append(out, [2]string{"HOST/" + host, ""}, [2]string{"HOST/" + short, ""}, [2]string{"RPCSS/" + host, "HOST/" + host})
 	}

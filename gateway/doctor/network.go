@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"reflect"
 	"strings"
 	"syscall"
 	"time"
@@ -71,25 +70,11 @@ func doors(cfg *config.Config) []door {
 	if _, port, err := net.SplitHostPort(cfg.Listen.Certificate); err == nil {
 		add(cfg.Listen.Certificate, port, "renewal with a client certificate")
 	}
-	if port := rpcPort(cfg); port != "" {
-		add(port, "135", "the endpoint mapper for enrollment over RPC")
-		if port != "135" {
-			add(port, port, "enrollment over RPC")
-		}
+	if _, port, err := net.SplitHostPort(cfg.Listen.RPC); err == nil && port != "0" {
+		add(cfg.Listen.RPC, port, "enrollment over RPC")
 	}
+	add(cfg.Listen.EPM, "135", "the endpoint mapper for enrollment over RPC")
 	return out
-}
-
-// rpcPort is the port of the listener for RPC, in versions that have one: listen.rpc. It is "" where there is none, or it is off.
-func rpcPort(cfg *config.Config) string {
-	v := reflect.ValueOf(cfg.Listen).FieldByName("RPC")
-	if !v.IsValid() || v.Kind() != reflect.String {
-		return ""
-	}
-	if _, port, err := net.SplitHostPort(v.String()); err == nil {
-		return port
-	}
-	return ""
 }
 
 // ports connects to the public name, as clients do, from here.
