@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/enrollgate/enrollgate/gateway/store"
 )
@@ -16,6 +17,14 @@ import (
 // sharedFiles are what gateways on one database must have in common: the small CAs that the policy publishes, and the keys that sign
 // and cosign audit logs. Keys among them are encrypted with the secret, which the gateways have in common too.
 var sharedFiles = []string{"own-*.key", "own-*.pem", "audit.key", "witness.key"}
+
+// isShared tells whether a file of that name is one that gateways share.
+func isShared(name string) bool {
+	return name == filepath.Base(name) && slices.ContainsFunc(sharedFiles, func(pattern string) bool {
+		ok, err := filepath.Match(pattern, name)
+		return ok && err == nil
+	})
+}
 
 // takeShared brings the files of the data folder to what the first gateway on the database has made. With SQLite there is one only.
 func (g *Gateway) takeShared(ctx context.Context) error {
@@ -61,8 +70,8 @@ func (g *Gateway) readShared(ctx context.Context) (map[string][]byte, error) {
 		if err := rows.Scan(&name, &content); err != nil {
 			return nil, fmt.Errorf("files that gateways share: %w", err)
 		}
-		if name != filepath.Base(name) || name == "." || name == ".." {
-			return nil, fmt.Errorf("files that gateways share: the database has one of the name %q", name)
+		if !isShared(name) { // who can write to the database does not write other files through it
+			return nil, fmt.Errorf("files that gateways share: the database has one of the name %q, which none of them is", name)
 		}
 		out[name] = content
 	}
