@@ -16,7 +16,7 @@ import (
 
 // sharedFiles are what gateways on one database must have in common: the small CAs that the policy publishes, and the keys that sign
 // and cosign audit logs. Keys among them are encrypted with the secret, which the gateways have in common too.
-var sharedFiles = []string{"own-*.key", "own-*.pem", "audit.key", "witness.key"}
+var sharedFiles = []string{"identity-*.key", "identity-*.pem", "audit.key", "witness.key"}
 
 // isShared tells whether a file of that name is one that gateways share.
 func isShared(name string) bool {
