@@ -81,7 +81,7 @@ func (g *Gateway) TestCA(ctx context.Context, name, template, principal, actor s
 	if upstream.TraitsOf(signer.Issuer).Names == upstream.NamesInCSR {
 		out.Names = "from the request: clients have to say them, which Windows does only where the template lets the enrollee supply them"
 	}
-	if err := g.runTest(ctx, signer, row, wait); err != nil {
+	if err := g.runTest(ctx, row, order, wait); err != nil {
 		return nil, err
 	}
 	out.State, out.Message, out.Serial = row.State, row.Message, row.Serial
@@ -139,27 +139,17 @@ func throwAway(t *templates.Template) (crypto.Signer, error) {
 }
 
 // runTest sends the order and waits for its end. What is not finished then goes on in the background as any request does.
-func (g *Gateway) runTest(ctx context.Context, signer *CA, row *ledger.Row, wait time.Duration) error {
+func (g *Gateway) runTest(ctx context.Context, row *ledger.Row, order upstream.Order, wait time.Duration) error {
 	deadline := time.Now().Add(wait)
 	for first := true; ; first = false {
-		order, err := orderOf(row)
-		if err != nil {
-			return err
-		}
-		_, answer, err := g.dispatch(ctx, row, order, first)
-		result := ledger.Result{}
-		if err != nil {
-			result = g.unanswered(row, signer, err)
-		} else {
-			result = g.check(ctx, signer, row, order, answer)
-		}
+		result, silent := g.attempt(ctx, row, order, first)
 		if err := g.Ledger.Finish(ctx, row.ID, "gateway", result); err != nil {
 			return err
 		}
 		row.CAToken = result.CAToken
 		g.finished(ctx, row, result)
-		if err != nil {
-			return fmt.Errorf("request %d: %w", row.ID, err)
+		if silent != nil {
+			return fmt.Errorf("request %d: %w", row.ID, silent)
 		}
 		if row.State != ledger.Waiting || result.Doubt != "" || time.Now().After(deadline) {
 			return nil

@@ -287,28 +287,9 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 	if err != nil {
 		return nil, err
 	}
-	// A client that goes away leaves nothing half done.
-	ctx = context.WithoutCancel(ctx)
-	asking, cancel := context.WithTimeout(ctx, orderTime)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx) // a client that goes away leaves nothing half done
+	result, _ := g.attempt(ctx, row, order, first)
 	laps := g.metrics.laps()
-	signer, answer, err := g.dispatch(asking, row, order, first)
-	laps.done("issue", err)
-	var result ledger.Result
-	if err != nil { // the answer is lost, not the request: the row stays and is resumed
-		result = g.unanswered(row, signer, err)
-		if result.Trouble != "" {
-			g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
-		}
-	} else {
-		result = g.check(ctx, signer, row, order, answer)
-	}
-	if result.State == ledger.Issued && row.Profile.PublishToDS {
-		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceAccount, Name: string(row.SubjectSID)})
-	}
-	if result.State == ledger.Issued && row.Profile.PublishToKRA {
-		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceKRA, Name: ca.Name})
-	}
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
 	laps.done("close", err)
 	if err != nil { // somebody else finished it, or the disk failed: the ledger knows
@@ -320,6 +301,24 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 	}
 	g.finished(ctx, row, result)
 	return g.reply(ctx, ca, row)
+}
+
+// attempt makes one attempt at an order, and tells how the row goes on; silent is why there is no answer.
+func (g *Gateway) attempt(ctx context.Context, row *ledger.Row, order upstream.Order, first bool) (result ledger.Result, silent error) {
+	asking, cancel := context.WithTimeout(ctx, orderTime)
+	defer cancel()
+	laps := g.metrics.laps()
+	signer, answer, err := g.dispatch(asking, row, order, first)
+	laps.done("issue", err)
+	if err == nil {
+		return g.check(ctx, signer, row, order, answer), nil
+	}
+	// The answer is lost, not the request: the row stays and is resumed.
+	result = g.unanswered(row, signer, err)
+	if result.Trouble != "" {
+		g.Log.WithError(err).WithField("request", row.ID).Error("the CA gave no answer; the request is resumed later")
+	}
+	return result, err
 }
 
 // finished brings a row up to its result, which is durable, and says so in the log.
@@ -378,7 +377,7 @@ func orderOf(row *ledger.Row) (upstream.Order, error) {
 	}, nil
 }
 
-// check turns the CA's answer into the row's result. A certificate that differs from the decision is recorded, and not handed out.
+// check turns the CA's answer into the row's result, with where an issued certificate is wanted. A certificate that differs from the decision is recorded, and not handed out.
 func (g *Gateway) check(ctx context.Context, signer *CA, row *ledger.Row, order upstream.Order, answer upstream.Result) ledger.Result {
 	waiting := ledger.Result{State: ledger.Waiting, Message: messagePending, CAToken: answer.Token}
 	switch answer.State {
@@ -403,7 +402,14 @@ func (g *Gateway) check(ctx context.Context, signer *CA, row *ledger.Row, order 
 		g.Log.WithField("order", order.ID).Error(text)
 		return ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Message: text, Certificate: answer.Certificate}
 	}
-	return ledger.Result{State: ledger.Issued, Certificate: answer.Certificate, Message: messageIssued}
+	result := ledger.Result{State: ledger.Issued, Certificate: answer.Certificate, Message: messageIssued}
+	if row.Profile.PublishToDS {
+		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceAccount, Name: string(row.SubjectSID)})
+	}
+	if row.Profile.PublishToKRA {
+		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceKRA, Name: row.CA})
+	}
+	return result
 }
 
 // The disposition messages of AD CS ([MS-WCCE] 3.2.1.4.2.1).

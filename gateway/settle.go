@@ -66,9 +66,5 @@ func (g *Gateway) foundAtCA(ctx context.Context, row *ledger.Row, cert *x509.Cer
 	if key, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !key.Equal(order.PublicKey) {
 		return ledger.Result{}, errors.New("the certificate is for another key than the request's")
 	}
-	result := g.check(ctx, signer, row, order, upstream.Result{State: upstream.Issued, Certificate: cert})
-	if result.State == ledger.Issued && row.Profile.PublishToDS {
-		result.Publish = append(result.Publish, ledger.Target{Place: ledger.PlaceAccount, Name: string(row.SubjectSID)})
-	}
-	return result, nil
+	return g.check(ctx, signer, row, order, upstream.Result{State: upstream.Issued, Certificate: cert}), nil
 }

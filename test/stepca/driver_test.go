@@ -26,6 +26,7 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
@@ -89,7 +90,7 @@ func TestTheCertificateIsWhatWasDecided(t *testing.T) {
 
 func TestNamesInTheRequestAreIgnored(t *testing.T) {
 	ca := server.Start(t, stepca.Template).Issuer(t)
-	o := order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "Administrator"}, DNSNames: []string{"dc1.lab.test"},
+	o := order(t, "1-aa", authority.Key(t), &x509.CertificateRequest{Subject: pkix.Name{CommonName: "Administrator"}, DNSNames: []string{"dc1.lab.test"},
 		EmailAddresses: []string{"root@lab.test"}})
 	if err := upstream.Compare(o, submit(t, ca, o), upstream.Tolerance{}); err != nil {
 		t.Error(err)
@@ -138,7 +139,7 @@ func TestALostAnswerNeverLeadsToASecondCertificate(t *testing.T) {
 func TestRevocation(t *testing.T) {
 	s := server.Start(t, stepca.Template)
 	ca := s.Issuer(t)
-	cert := submit(t, ca, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{}))
+	cert := submit(t, ca, order(t, "1-aa", authority.Key(t), &x509.CertificateRequest{}))
 	for range 2 { // twice is no error
 		if err := ca.Revoke(background, cert.SerialNumber, 5); err != nil {
 			t.Fatal(err)
@@ -179,7 +180,7 @@ func revoked(t testing.TB, s *server.Server) []*big.Int {
 
 func TestAProvisionerWithoutOurTemplateIsFoundOut(t *testing.T) {
 	s := server.Start(t, "")
-	r, err := s.Issuer(t).Submit(background, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{}))
+	r, err := s.Issuer(t).Submit(background, order(t, "1-aa", authority.Key(t), &x509.CertificateRequest{}))
 	if err != nil || r.State != upstream.Refused || !strings.Contains(r.Reason, "template") || strings.Contains(r.Reason, "could not be revoked") {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -191,7 +192,7 @@ func TestAProvisionerWithoutOurTemplateIsFoundOut(t *testing.T) {
 func TestWhatCannotBeSignedIsRefusedBefore(t *testing.T) {
 	s := server.Start(t, stepca.Template)
 	ca := s.Issuer(t)
-	good := order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{})
+	good := order(t, "1-aa", authority.Key(t), &x509.CertificateRequest{})
 	if err := upstream.Check(ca, good); err != nil {
 		t.Error(err)
 	}
@@ -225,16 +226,16 @@ func TestAnUnreachableCAIsNoRefusal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := ca.Submit(background, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{})); err == nil {
+	if r, err := ca.Submit(background, order(t, "1-aa", authority.Key(t), &x509.CertificateRequest{})); err == nil {
 		t.Errorf("%+v", r)
 	}
 	if _, err := stepca.New(stepca.Options{Name: "Step", URL: s.URL, Roots: []*x509.Certificate{s.Root}, Provisioner: server.Provisioner, Key: s.Key, Password: []byte("wrong"), Now: time.Now}); err == nil {
 		t.Error("the key opens with a wrong password")
 	}
-	stranger, err := stepca.New(stepca.Options{Name: "Step", URL: s.URL, Roots: []*x509.Certificate{server.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "R"}, IsCA: true,
-		BasicConstraintsValid: true}, nil, server.NewKey(t).Public(), server.NewKey(t))}, Provisioner: server.Provisioner, Key: s.Key, Password: []byte(server.Password), Now: time.Now})
+	stranger, err := stepca.New(stepca.Options{Name: "Step", URL: s.URL, Roots: []*x509.Certificate{authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "R"}, IsCA: true,
+		BasicConstraintsValid: true}, nil, authority.Key(t).Public(), authority.Key(t))}, Provisioner: server.Provisioner, Key: s.Key, Password: []byte(server.Password), Now: time.Now})
 	if err == nil {
-		_, err = stranger.Submit(background, order(t, "1-aa", server.NewKey(t), &x509.CertificateRequest{}))
+		_, err = stranger.Submit(background, order(t, "1-aa", authority.Key(t), &x509.CertificateRequest{}))
 	}
 	if err == nil {
 		t.Error("another root is trusted")

@@ -2,33 +2,26 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
-	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/enrollgate/enrollgate/gateway/upstream/stepca"
-	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
@@ -51,7 +44,7 @@ type Server struct {
 	Proxy    *proxy.Proxy
 	PID      int
 
-	log      *bytes.Buffer
+	log      *program.Log
 	database string // path
 	stop     func()
 }
@@ -62,7 +55,7 @@ func Start(t testing.TB, template string) *Server {
 	t.Helper()
 	path := program.Path(t, "stepcaserver")
 	dir := t.TempDir()
-	s := &Server{log: &bytes.Buffer{}, database: filepath.Join(dir, "db")}
+	s := &Server{log: &program.Log{}, database: filepath.Join(dir, "db")}
 	write := func(name string, content []byte) string {
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, content, 0o600); err != nil {
@@ -73,10 +66,10 @@ func Start(t testing.TB, template string) *Server {
 	writePEM := func(name, kind string, der []byte) string {
 		return write(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 	}
-	rootKey, issuingKey := NewKey(t), NewKey(t)
-	s.Root = Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "Step Root"}, IsCA: true, BasicConstraintsValid: true,
+	rootKey, issuingKey := authority.Key(t), authority.Key(t)
+	s.Root = authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "Step Root"}, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, nil, rootKey.Public(), rootKey)
-	s.Issuing = Sign(t, &x509.Certificate{Subject: pkix.Name{Organization: []string{"Lab"}, CommonName: "Step Issuing CA"}, IsCA: true, BasicConstraintsValid: true,
+	s.Issuing = authority.Sign(t, &x509.Certificate{Subject: pkix.Name{Organization: []string{"Lab"}, CommonName: "Step Issuing CA"}, IsCA: true, BasicConstraintsValid: true,
 		MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, s.Root, issuingKey.Public(), rootKey)
 	keyDER, err := x509.MarshalECPrivateKey(issuingKey)
 	if err != nil {
@@ -84,7 +77,7 @@ func Start(t testing.TB, template string) *Server {
 	}
 	s.RootFile = writePEM("root.pem", "CERTIFICATE", s.Root.Raw)
 
-	jwk := jose.JSONWebKey{Key: NewKey(t), Algorithm: "ES256", Use: "sig"}
+	jwk := jose.JSONWebKey{Key: authority.Key(t), Algorithm: "ES256", Use: "sig"}
 	sum, err := jwk.Thumbprint(crypto.SHA256)
 	if err != nil {
 		t.Fatal(err)
@@ -109,8 +102,7 @@ func Start(t testing.TB, template string) *Server {
 	}
 	cmd := exec.Command(path, write("ca.json", text))
 	cmd.Env = append(os.Environ(), "STEPPATH="+dir, "HOME="+dir)
-	out := &lockedWriter{w: s.log}
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr = s.log, s.log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -120,9 +112,7 @@ func Start(t testing.TB, template string) *Server {
 	t.Cleanup(func() {
 		s.stop()
 		if t.Failed() {
-			out.mu.Lock()
 			t.Logf("step-ca says:\n%s", s.log)
-			out.mu.Unlock()
 		}
 	})
 	s.PID, s.Direct = cmd.Process.Pid, "https://"+address
@@ -167,50 +157,14 @@ func (s *Server) Issuer(t testing.TB) *stepca.CA {
 // certificateFor makes a TLS certificate for this machine by step-ca's root, so that the pinned root suits the proxy.
 func certificateFor(t testing.TB, root *x509.Certificate, rootKey crypto.Signer) *tls.Config {
 	t.Helper()
-	key := NewKey(t)
-	cert := Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	key := authority.Key(t)
+	cert := authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "proxy"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, root, key.Public(), rootKey)
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}}
 }
 
 // IsSign tells whether a request asks for a certificate.
 func IsSign(r *http.Request) bool { return r.URL.Path == "/1.0/sign" }
-
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
-}
-
-// NewKey makes a P-256 key.
-func NewKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-// Sign makes a certificate; issuer nil signs it with its own key.
-func Sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
-	t.Helper()
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(9, 0, 0)
-	if issuer == nil {
-		issuer = template
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, public, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testpki.Cert(t, der)
-}
 
 // encrypt writes a key as step crypto jwk create does.
 func encrypt(t testing.TB, jwk jose.JSONWebKey) []byte {

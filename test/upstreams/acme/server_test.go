@@ -1,7 +1,6 @@
 package acme
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -21,7 +20,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"sync"
 	"testing"
 	"time"
 
@@ -44,31 +42,14 @@ type server struct {
 	management string
 	root       *x509.Certificate
 	account    crypto.Signer
-	log        *log
-}
-
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log        *program.Log
 }
 
 func start(t testing.TB) *server {
 	t.Helper()
 	pebble := program.Path(t, "pebbleserver")
 	dir := t.TempDir()
-	s := &server{t: t, log: &log{}, account: newKey(t)}
+	s := &server{t: t, log: &program.Log{}, account: newKey(t)}
 	certificate := s.tls(dir)
 	address, management := free(t), free(t)
 	config := map[string]any{"pebble": map[string]any{

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,9 @@ func TestAPendingRequestIsFoundByItsNumber(t *testing.T) {
 // Without a port in the configuration the CA's endpoint mapper is asked for it.
 func TestTheEndpointMapperIsAsked(t *testing.T) {
 	l, err := net.Listen("tcp", host+":135")
+	if err != nil && os.Getenv("CI") != "" && os.Geteuid() == 0 {
+		t.Fatal(err)
+	}
 	if err != nil {
 		t.Skipf("nobody but root can be an endpoint mapper, and only where there is no other: %v", err)
 	}

@@ -31,8 +31,8 @@ func New(t testing.TB) *Authority {
 	ca := func(name string) *x509.Certificate {
 		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 	}
-	a.Root = sign(t, ca("Test Root"), nil, a.RootKey.Public(), a.RootKey)
-	a.Issuing = sign(t, ca("Test Issuing CA"), a.Root, a.IssuingKey.Public(), a.RootKey)
+	a.Root = Sign(t, ca("Test Root"), nil, a.RootKey.Public(), a.RootKey)
+	a.Issuing = Sign(t, ca("Test Issuing CA"), a.Root, a.IssuingKey.Public(), a.RootKey)
 	return a
 }
 
@@ -46,7 +46,7 @@ func Key(t testing.TB) *ecdsa.PrivateKey {
 	return k
 }
 
-func sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
+func Sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
 	t.Helper()
 	template.SerialNumber = big.NewInt(time.Now().UnixNano())
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(9, 0, 0)
@@ -63,7 +63,7 @@ func sign(t testing.TB, template, issuer *x509.Certificate, public crypto.Public
 // Sign makes a certificate by the issuing CA.
 func (a *Authority) Sign(t testing.TB, template *x509.Certificate, public crypto.PublicKey) *x509.Certificate {
 	t.Helper()
-	return sign(t, template, a.Issuing, public, a.IssuingKey)
+	return Sign(t, template, a.Issuing, public, a.IssuingKey)
 }
 
 // Pool has the root.

@@ -29,6 +29,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
@@ -56,24 +57,7 @@ type server struct {
 type mock struct {
 	url  string
 	cert *x509.Certificate
-	log  *log
-}
-
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log  *program.Log
 }
 
 // start makes the keys of a CA, of its CMP server and of a registration authority. args are added to each OpenSSL's.
@@ -389,7 +373,7 @@ func (s *server) run(cert *x509.Certificate, more []string) (*mock, error) {
 	}
 	args := slices.Concat([]string{"cmp", "-config", "", "-port", "0", "-rsp_cert", s.write(fmt.Sprintf("given-%d.pem", len(s.mocks)), given)}, s.args, more)
 	cmd := exec.Command("openssl", args...)
-	m := &mock{cert: cert, log: &log{}}
+	m := &mock{cert: cert, log: &program.Log{}}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ func Run(t testing.TB, path string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(path, args...)
 	cmd.Dir = t.TempDir()
-	log := &locked{}
+	log := &Log{}
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -59,18 +59,19 @@ func Run(t testing.TB, path string, args ...string) string {
 	return strings.TrimSpace(line)
 }
 
-type locked struct {
+// Log collects what a program prints. It is safe for concurrent use.
+type Log struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
-func (l *locked) Write(p []byte) (int, error) {
+func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
-func (l *locked) String() string {
+func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
