@@ -4,7 +4,7 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o /enrollgate ./cmd/enrollgate && mkdir -p /var/lib/enrollgate
+RUN CGO_ENABLED=0 GOEXPERIMENT=runtimesecret go build -trimpath -ldflags '-s -w' -o /enrollgate ./cmd/enrollgate && mkdir -p /var/lib/enrollgate
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/

@@ -6,6 +6,8 @@ SHELL := /bin/bash
 GO ?= go
 CMD ?=
 export PATH := $(PATH):/usr/local/go/bin
+# What private keys leave in registers and on stacks is erased: package runtime/secret.
+export GOEXPERIMENT := runtimesecret
 
 .PHONY: build demo demo-shell demo-run demo-run-steps test test-kill upstreams test-hostile fuzz bench bench-keys lint deps clean
 

@@ -4,7 +4,7 @@
 # that the tests in which much happens at a time. Arguments go to go test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export CGO_ENABLED=1
+export CGO_ENABLED=1 GOEXPERIMENT=runtimesecret
 
 test/upstreams/all.sh
 

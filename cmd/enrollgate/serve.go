@@ -29,6 +29,9 @@ func (a *app) serveCommand() *cobra.Command {
 			if err := memory.Lock(); err != nil {
 				log.WithError(err).Warn("private keys could get into swap")
 			}
+			if !memory.Erases {
+				log.Warn("parts of private keys may stay in the process's memory: build with GOEXPERIMENT=runtimesecret, as make does")
+			}
 			g, err := gateway.New(cmd.Context(), cfg, log)
 			if err != nil {
 				return err

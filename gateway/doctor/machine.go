@@ -95,6 +95,11 @@ func memoryOf(context.Context, *patient) ([]Finding, error) {
 	} else {
 		out = append(out, well("core dumps", "off, in this process; a running gateway was not found"))
 	}
+	if memory.Erases {
+		out = append(out, well("memory", "what private keys leave in it is erased"))
+	} else {
+		out = append(out, bad("memory", "build with GOEXPERIMENT=runtimesecret, as make does", "parts of private keys may stay in the process's memory"))
+	}
 	swap, err := swaps()
 	switch lock := memory.Lock(); {
 	case err != nil:

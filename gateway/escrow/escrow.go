@@ -37,8 +37,9 @@
 //     does a witness (package audit/witness); a second delivery from it can be opened only by who has kept the case key of the
 //     first. (…RolledBackDatabase, …RolledBackDatabaseIsFoundByTheWitness, …IsFoundByASecondInstance)
 //   - Who reads the process's memory, a core file or swap after an archival finds no part of the key: core files are forbidden,
-//     memory is locked where it may be, and what held a key was wiped. (…CoreDumpWhileArchivingAndRecovering) Elliptic curve keys
-//     pass through the standard library, which keeps copies until the garbage collector takes them.
+//     memory is locked where it may be, and what held a key was wiped, registers and stacks with it (memory.Secret).
+//     (…CoreDumpWhileArchivingAndRecovering, …WhenItsProcessorIsTaken) Elliptic curve keys pass through the standard library, whose
+//     copies are erased when the garbage collector takes them.
 //   - Who records sealed keys today and breaks RSA later opens those whose agents have no hybrid key. A policy can require hybrid
 //     keys; agents sign them, so that nobody puts in another. (…BrokenRSADoesNotOpenAHybridShare, …HybridKeyOfAnotherIsSlippedIn,
 //     …ProtectionLoweredInTheRecord)
@@ -66,6 +67,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -201,6 +203,12 @@ func (e *Escrow) Open(ca string, r *wcce.Request, owner Owner) (record *Record, 
 	if err != nil {
 		return nil, errEnclosed(err)
 	}
+	memory.Secret(func() { record, err = e.take(ca, enveloped, r, owner, policy, agents) })
+	return record, err
+}
+
+// take is what Open does with the key in the clear.
+func (e *Escrow) take(ca string, enveloped *wcce.Enveloped, r *wcce.Request, owner Owner, policy *Policy, agents []quorum.Recipient) (*Record, error) {
 	plain, err := e.decrypt(ca, enveloped)
 	if err != nil {
 		return nil, errEnclosed(err)
@@ -215,7 +223,7 @@ func (e *Escrow) Open(ca string, r *wcce.Request, owner Owner) (record *Record, 
 		return nil, errEnclosed(errors.New("the enclosed key is another than the request's"))
 	}
 	keyID := sha256.Sum256(r.CSR.RawSPKI)
-	record = &Record{Source: "enrollment", Algorithm: blob.Algorithm, Bits: blob.Bits, KeyID: keyID[:], blob: plain}
+	record := &Record{Source: "enrollment", Algorithm: blob.Algorithm, Bits: blob.Bits, KeyID: keyID[:], blob: plain}
 	defer func() { record.blob = nil }()
 	return record, record.seal(blob.PKCS8, owner.Name, policy, agents)
 }
@@ -317,18 +325,23 @@ func (e *Escrow) Import(ctx context.Context, key crypto.PrivateKey, cert *x509.C
 	if err != nil {
 		return 0, err
 	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return 0, fmt.Errorf("encode key: %w", err)
-	}
-	defer wcce.Wipe(pkcs8)
 	keyID := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	algorithm, bits := DescribeKey(cert.PublicKey)
 	record := &Record{Source: "import", Algorithm: algorithm, Bits: bits, KeyID: keyID[:], Certificate: cert.Raw}
-	if err := record.seal(pkcs8, owner.Name, policy, agents); err != nil {
+	memory.Secret(func() { err = record.sealKey(key, owner.Name, policy, agents) })
+	if err != nil {
 		return 0, err
 	}
 	return e.insertImported(ctx, record, cert, actor)
+}
+
+func (r *Record) sealKey(key crypto.PrivateKey, owner string, p *Policy, agents []quorum.Recipient) error {
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("encode key: %w", err)
+	}
+	defer wcce.Wipe(pkcs8)
+	return r.seal(pkcs8, owner, p, agents)
 }
 
 // DescribeKey names the algorithm of a public key, and its size in bits.

@@ -13,6 +13,7 @@ import (
 	"io"
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/pkcs11"
 	"github.com/youmark/pkcs8"
 )
@@ -76,7 +77,9 @@ type tokenKey struct {
 func (k *tokenKey) Public() crypto.PublicKey { return k.public }
 
 func (k *tokenKey) Decrypt(rand io.Reader, message []byte, opts crypto.DecrypterOpts) ([]byte, error) {
-	key, err := k.find()
+	var key pkcs11.Key
+	var err error
+	memory.Outside(func() { key, err = k.find() })
 	if err != nil {
 		return nil, err
 	}

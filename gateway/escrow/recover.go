@@ -13,6 +13,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/audit"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates/dn"
 )
@@ -59,7 +60,8 @@ func (e *Escrow) Recover(ctx context.Context, entry *Entry, agentKey crypto.Decr
 	if err != nil {
 		return nil, err
 	}
-	pkcs8, err := entry.openWith(agentKey, agentCert)
+	var pkcs8 []byte
+	memory.Secret(func() { pkcs8, err = entry.openWith(agentKey, agentCert) })
 	if err != nil {
 		return nil, refuse(err)
 	}

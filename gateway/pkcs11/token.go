@@ -14,6 +14,8 @@ import (
 
 	"github.com/ThalesGroup/crypto11"
 	p11 "github.com/miekg/pkcs11"
+
+	"github.com/enrollgate/enrollgate/gateway/memory"
 )
 
 // Token is an open token. All methods are safe for concurrent use.
@@ -149,7 +151,15 @@ func wrap(key crypto11.Signer) crypto.Signer {
 			return &rsaKey{k}
 		}
 	}
-	return key
+	return signer{key}
+}
+
+// signer may be used within memory.Secret.
+type signer struct{ crypto11.Signer }
+
+func (k signer) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) (signature []byte, err error) {
+	memory.Outside(func() { signature, err = k.Signer.Sign(random, digest, opts) })
+	return signature, err
 }
 
 // wrongBlock is what tokens answer to a block that does not decrypt; SoftHSM says the last.
@@ -159,7 +169,16 @@ var wrongBlock = []p11.Error{p11.CKR_ENCRYPTED_DATA_INVALID, p11.CKR_ENCRYPTED_D
 // error that an attacker could learn from (RFC 3218).
 type rsaKey struct{ crypto11.SignerDecrypter }
 
-func (k *rsaKey) Decrypt(random io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+func (k *rsaKey) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return signer{k.SignerDecrypter}.Sign(random, digest, opts)
+}
+
+func (k *rsaKey) Decrypt(random io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) (plain []byte, err error) {
+	memory.Outside(func() { plain, err = k.decrypt(random, ciphertext, opts) })
+	return plain, err
+}
+
+func (k *rsaKey) decrypt(random io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	o, ok := opts.(*rsa.PKCS1v15DecryptOptions) //lint:ignore SA1019 what Windows clients send
 	if !ok || o.SessionKeyLen == 0 {
 		return k.SignerDecrypter.Decrypt(random, ciphertext, opts)

@@ -42,6 +42,7 @@ func NewProcess(t testing.TB, w *World, config string) *Process {
 		exec.Command("go", "build", "-o", p.binary, "github.com/enrollgate/enrollgate/cmd/enrollgate"),
 		exec.Command(p.binary, "--config", config, "escrow", "agents", "add", testpki.PEM(t, "CERTIFICATE", w.Agent.Raw)),
 	} {
+		c.Env = append(os.Environ(), "GOEXPERIMENT=runtimesecret") // as the Makefile builds it
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 )
 
@@ -134,6 +135,11 @@ func (b BadShare) Error() string {
 // Combine opens approvals with the case key, puts the key together and requires that it is the certificate's. Bad shares are
 // named, and left out where enough others remain. The caller wipes the key.
 func Combine(s *Statement, archived *Archived, approvals []Approval, key *CaseKey) (pkcs8 []byte, cert *x509.Certificate, bad []BadShare, err error) {
+	memory.Secret(func() { pkcs8, cert, bad, err = combine(s, archived, approvals, key) })
+	return pkcs8, cert, bad, err
+}
+
+func combine(s *Statement, archived *Archived, approvals []Approval, key *CaseKey) (pkcs8 []byte, cert *x509.Certificate, bad []BadShare, err error) {
 	if !same(key.Public(), s.PublicKey) {
 		return nil, nil, nil, errors.New("the case key is not that of the case")
 	}

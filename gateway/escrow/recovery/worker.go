@@ -11,6 +11,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/escrow/quorum"
+	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"golang.org/x/crypto/cryptobyte"
 )
@@ -131,6 +132,11 @@ var ErrWaits = errors.New("too few agents have consented yet")
 // Do opens one record and does to it what was ordered. A record that cannot be opened for another reason than ErrWaits has a
 // Result that says so. bad are the agents whose parts of the record could not be used.
 func (w *Worker) Do(o *Opened, i *Item) (result *Result, bad []BadShare, err error) {
+	memory.Secret(func() { result, bad, err = w.do(o, i) })
+	return result, bad, err
+}
+
+func (w *Worker) do(o *Opened, i *Item) (result *Result, bad []BadShare, err error) {
 	pkcs8, signer, bad, err := w.key1(o, i)
 	if errors.Is(err, ErrWaits) {
 		return nil, bad, err
