@@ -8,7 +8,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -289,6 +288,17 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 	}
 	ctx = context.WithoutCancel(ctx) // a client that goes away leaves nothing half done
 	result, _ := g.attempt(ctx, row, order, first)
+	// The reply is made while the result is being written, and goes out when that is durable.
+	type made struct {
+		reply *Reply
+		err   error
+	}
+	ahead, next := make(chan made, 1), *row
+	next.Apply(result)
+	go func() {
+		reply, err := g.reply(ctx, ca, &next)
+		ahead <- made{reply, err}
+	}()
 	laps := g.metrics.laps()
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
 	laps.done("close", err)
@@ -300,7 +310,8 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 		return g.reply(ctx, ca, row)
 	}
 	g.finished(ctx, row, result)
-	return g.reply(ctx, ca, row)
+	m := <-ahead
+	return m.reply, m.err
 }
 
 // attempt makes one attempt at an order, and tells how the row goes on; silent is why there is no answer.
@@ -323,13 +334,8 @@ func (g *Gateway) attempt(ctx context.Context, row *ledger.Row, order upstream.O
 
 // finished brings a row up to its result, which is durable, and says so in the log.
 func (g *Gateway) finished(ctx context.Context, row *ledger.Row, result ledger.Result) {
-	row.State, row.Message, row.HResult = result.State, result.Message, result.HResult
-	if result.State == ledger.Waiting {
-		row.Due, row.Doubt = result.Due, result.Doubt
+	if row.Apply(result); result.State == ledger.Waiting {
 		return
-	}
-	if result.Certificate != nil {
-		row.Certificate, row.Serial = result.Certificate.Raw, ledger.SerialText(result.Certificate)
 	}
 	var refusal *hresult.Error
 	if result.HResult != 0 {
@@ -419,85 +425,3 @@ const (
 )
 
 const reasonCessation = 5 // cessationOfOperation (RFC 5280 5.3.1)
-
-// reply is the answer for a row: the certificate, or that it is pending, or the refusal.
-func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, error) {
-	r := &Reply{RequestID: row.ID, State: row.State, Message: row.Message}
-	issuing := g.Signer(row.Issuer)
-	if issuing == nil {
-		issuing = ca
-	}
-	response := wcce.Response{Text: row.Message}
-	switch row.State {
-	case ledger.Issued:
-		cert, err := x509.ParseCertificate(row.Certificate)
-		if err != nil {
-			return nil, fmt.Errorf("request %d: stored certificate: %w", row.ID, err)
-		}
-		r.Certificate, r.Message = cert, messageIssued
-		response.Status, response.Text, response.Certificate = wcce.StatusIssued, messageIssued, cert
-		if row.Archived {
-			response.KeyHash = row.KeyHash
-		}
-	case ledger.Open, ledger.Pending, ledger.Approved, ledger.Waiting:
-		r.Message = messagePending
-		response.Status, response.Text = wcce.StatusPending, messagePending
-		response.RequestID, response.Received = strconv.FormatInt(row.ID, 10), row.Created
-		if row.Created.IsZero() {
-			response.Received = g.now()
-		}
-		if row.State == ledger.Waiting && row.Doubt == "" {
-			r.RetryAfter = max(row.Due.Sub(g.now()), firstPoll)
-		}
-	default:
-		return nil, &Refusal{RequestID: row.ID, Err: hresult.New(row.HResult, "%s", row.Message)}
-	}
-	r.Chain = g.replyChain(ctx, ca, issuing, r.Certificate)
-	response.Chain = r.Chain
-	signer, key, hash, err := ca.Identity.ResponseSigner(ctx)
-	if err != nil {
-		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the reply to request %d cannot be signed now; ask again for it", row.ID)
-	}
-	response.Signer = signer
-	if r.Full, err = wcce.FullResponse(response, key, hash); err != nil {
-		return nil, fmt.Errorf("request %d: response: %w", row.ID, err)
-	}
-	return r, nil
-}
-
-// Poll tells what became of a request. Only its own caller learns that it exists.
-func (g *Gateway) Poll(ctx context.Context, caller templates.Caller, requestID string) (*Reply, error) {
-	unknown := hresult.New(hresult.PropertyEmpty, "there is no request %q of yours", requestID)
-	id, err := strconv.ParseInt(requestID, 10, 64)
-	if err != nil {
-		return nil, unknown
-	}
-	row, err := g.Ledger.Get(ctx, id)
-	switch {
-	case errors.Is(err, ledger.ErrNotFound):
-		return nil, unknown
-	case err != nil:
-		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be looked up; try again")
-	case row.CallerSID != caller.SID:
-		return nil, unknown
-	}
-	ca := g.CA(row.CA)
-	if ca == nil {
-		return nil, hresult.New(hresult.ServerUnavailable, "CA %q is not configured any more", row.CA)
-	}
-	if g.worthAsking(row) {
-		if reply, err := g.takeOver(ctx, ca, row); reply != nil || err != nil {
-			return reply, err
-		}
-	}
-	return g.reply(ctx, ca, row)
-}
-
-// worthAsking tells whether a poll may ask the CA: not before it is time, nor past others in the queue, nor where it cannot tell.
-func (g *Gateway) worthAsking(row *ledger.Row) bool {
-	signer := g.Signer(row.Issuer)
-	if signer == nil || row.Doubt != "" || row.Sent.IsZero() && signer.Limits.Backlog() {
-		return false
-	}
-	return row.State == ledger.Approved || row.State == ledger.Waiting && !g.now().Before(row.Due)
-}

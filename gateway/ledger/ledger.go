@@ -190,6 +190,18 @@ type Result struct {
 	Doubt   string    // why nobody can tell whether there is a certificate
 }
 
+// Apply brings the row to what Finish records.
+func (r *Row) Apply(result Result) {
+	r.State, r.Message, r.HResult = result.State, result.Message, result.HResult
+	if result.State == Waiting {
+		r.Due, r.Doubt = result.Due, result.Doubt
+		return
+	}
+	if result.Certificate != nil {
+		r.Certificate, r.Serial = result.Certificate.Raw, SerialText(result.Certificate)
+	}
+}
+
 // Finish moves a request that is Open, Approved or Waiting to the result's state. It fails if somebody else did so before.
 func (l *Ledger) Finish(ctx context.Context, id int64, actor string, r Result) error {
 	return l.db.Write(ctx, func(tx *sql.Tx) error {

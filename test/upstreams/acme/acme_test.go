@@ -55,7 +55,7 @@ func orderFor(t testing.TB, id string, key crypto.Signer, name string) upstream.
 
 func TestContract(t *testing.T) {
 	contract.Run(t, func(t testing.TB) *contract.Subject {
-		s := start(t)
+		s := Start(t)
 		s.authorize("ws1.lab.test")
 		return &contract.Subject{Issuer: s.driver(s.options()), Issued: s.list, Revoked: s.isRevoked, Order: order, Proxy: s.proxy, Submits: submits,
 			Refused: func(t testing.TB) upstream.Order {
@@ -65,7 +65,7 @@ func TestContract(t *testing.T) {
 }
 
 func TestNamesThatAreNotAuthorizedAreNamed(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	r, err := s.driver(s.options()).Submit(background, orderFor(t, "1-aa", testpki.RSA(t, 2048), "ws2.lab.test"))
 	if err != nil || r.State != upstream.Refused || !strings.Contains(r.Reason, "ws2.lab.test (") || !strings.Contains(r.Reason, "dns-01") {
 		t.Errorf("%+v, %v", r, err)
@@ -79,7 +79,7 @@ func TestTheAddressOfAnOrderLeadsToItsCertificate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, trouble := range []proxy.Trouble{proxy.Lost, proxy.Busy} {
-				s := start(t)
+				s := Start(t)
 				s.authorize("ws1.lab.test")
 				d, o := s.driver(s.options()), order(t, "1-aa", testpki.RSA(t, 2048))
 				s.proxy.Make(trouble, 100, submit)
@@ -107,7 +107,7 @@ func TestTheAddressOfAnOrderLeadsToItsCertificate(t *testing.T) {
 }
 
 func TestWrongCredentialsHaveIssuedNothing(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	o := s.options()
 	o.MACKey = []byte("another key of thirty-two octets..")
 	r, err := s.driver(o).Submit(background, order(t, "1-aa", testpki.RSA(t, 2048)))
@@ -122,7 +122,7 @@ func TestWrongCredentialsHaveIssuedNothing(t *testing.T) {
 }
 
 func TestAnotherRootIsNotTrusted(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	s.authorize("ws1.lab.test")
 	o := s.options()
 	_, other := testpki.Agent(t, "Another root", o.Now(), o.Now().AddDate(1, 0, 0))
@@ -133,7 +133,7 @@ func TestAnotherRootIsNotTrusted(t *testing.T) {
 }
 
 func TestACertificateThatCannotBeKeptStaysAtTheCA(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	s.authorize("ws1.lab.test")
 	o := s.options()
 	file := filepath.Join(o.Dir, "file")
@@ -152,7 +152,7 @@ func TestACertificateThatCannotBeKeptStaysAtTheCA(t *testing.T) {
 }
 
 func TestWhatWasNotKeptCannotBeRevoked(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	s.authorize("ws1.lab.test")
 	o := s.options()
 	d := s.driver(o)

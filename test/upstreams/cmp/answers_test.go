@@ -22,7 +22,7 @@ import (
 func TestAnOrderThatWaitsIsPolledFor(t *testing.T) {
 	for name, pkcs10 := range map[string]bool{"cr": false, "p10cr": true} {
 		t.Run(name, func(t *testing.T) {
-			s := start(t, "-poll_count", "2", "-check_after", "1")
+			s := Start(t, "-poll_count", "2", "-check_after", "1")
 			o := s.options()
 			o.PKCS10 = pkcs10
 			d, order := s.driver(o), contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048))
@@ -47,7 +47,7 @@ func TestAnOrderThatWaitsIsPolledFor(t *testing.T) {
 }
 
 func TestALostAnswerOfAnOrderThatWaitsIsUncertain(t *testing.T) {
-	s := start(t, "-poll_count", "2")
+	s := Start(t, "-poll_count", "2")
 	d, order := s.driver(s.options()), contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))
 	if r, err := d.Submit(background, order); err != nil || r.State != upstream.Pending {
 		t.Fatalf("%+v, %v", r, err)
@@ -62,7 +62,7 @@ func TestALostAnswerOfAnOrderThatWaitsIsUncertain(t *testing.T) {
 }
 
 func TestWhoIsNotAcceptedIsToldAndNothingWasIssued(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	key := testpki.RSA(t, 2048)
 	o := s.options()
 	o.Key, o.Certificates = key, []*x509.Certificate{sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "stranger"}}, nil, key.Public(), key)}
@@ -70,7 +70,7 @@ func TestWhoIsNotAcceptedIsToldAndNothingWasIssued(t *testing.T) {
 		t.Errorf("a registration authority that OpenSSL does not trust: %+v, %v", r, err)
 	}
 	// A wrong secret is told in words that the secret protects: over plain HTTP they prove nothing.
-	s = start(t, "-srv_secret", "pass:correct horse")
+	s = Start(t, "-srv_secret", "pass:correct horse")
 	o = s.options()
 	o.Certificates, o.Key, o.Secret = nil, nil, []byte("wrong horse")
 	r, err := s.driver(o).Submit(background, contract.WindowsOrder(t, "2-bb", testpki.RSA(t, 2048)))
@@ -83,7 +83,7 @@ func TestWhoIsNotAcceptedIsToldAndNothingWasIssued(t *testing.T) {
 }
 
 func TestTheWordOfARegistrationAuthorityIsNotEnoughEverywhere(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	for i, a := range s.args {
 		if a == "-accept_raverified" {
 			s.args = append(s.args[:i], s.args[i+1:]...)
@@ -97,18 +97,18 @@ func TestTheWordOfARegistrationAuthorityIsNotEnoughEverywhere(t *testing.T) {
 }
 
 func TestAnswersThatNothingProtectsAreNotBelieved(t *testing.T) {
-	s := start(t, "-send_unprotected")
+	s := Start(t, "-send_unprotected")
 	if r, err := s.driver(s.options()).Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))); err == nil || upstream.IsNotIssued(err) {
 		t.Errorf("a certificate: %+v, %v", r, err)
 	}
-	s = start(t, "-send_unprot_err", "-send_error")
+	s = Start(t, "-send_unprot_err", "-send_error")
 	if r, err := s.driver(s.options()).Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))); err == nil || upstream.IsNotIssued(err) {
 		t.Errorf("an error: %+v, %v", r, err)
 	}
 }
 
 func TestWhoHasACertificateOfTheCADoesNotSpeakForIt(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	key := testpki.RSA(t, 2048)
 	order := contract.WindowsOrder(t, "1-aa", key)
 	made, err := s.issuer.Submit(background, order)
@@ -125,7 +125,7 @@ func TestWhoHasACertificateOfTheCADoesNotSpeakForIt(t *testing.T) {
 	if r, err := s.driver(o).Submit(background, contract.WindowsOrder(t, "3-cc", testpki.RSA(t, 2048))); err != nil || r.State != upstream.Issued {
 		t.Errorf("%+v, %v", r, err)
 	}
-	s = start(t)
+	s = Start(t)
 	o = s.options()
 	o.Responders = []*x509.Certificate{made.Certificate} // and nobody else then
 	if r, err := s.driver(o).Submit(background, contract.WindowsOrder(t, "4-dd", testpki.RSA(t, 2048))); err == nil {
@@ -134,7 +134,7 @@ func TestWhoHasACertificateOfTheCADoesNotSpeakForIt(t *testing.T) {
 }
 
 func TestAnotherKeysCertificateIsRefusedAtTheCA(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	other, err := s.issuer.Submit(background, contract.WindowsOrder(t, "0-00", testpki.RSA(t, 2048)))
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func TestAnotherKeysCertificateIsRefusedAtTheCA(t *testing.T) {
 
 // Whatever octet of an answer is changed, it is an error or changes nothing.
 func TestChangedAnswers(t *testing.T) {
-	s := start(t, "-srv_secret", "pass:correct horse", "-grant_implicitconf")
+	s := Start(t, "-srv_secret", "pass:correct horse", "-grant_implicitconf")
 	o := s.options()
 	o.Certificates, o.Key, o.Secret, o.ImplicitConfirm = nil, nil, []byte("correct horse"), true
 	d := s.driver(o)
@@ -177,7 +177,7 @@ func TestChangedAnswers(t *testing.T) {
 }
 
 func TestEllipticKeysAndAKnownChain(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +204,7 @@ func TestEllipticKeysAndAKnownChain(t *testing.T) {
 }
 
 func TestOptionsThatCannotBeUsed(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	for name, change := range map[string]func(*cmp.Options){
 		"nothing to protect with": func(o *cmp.Options) { o.Key, o.Certificates = nil, nil },
 		"both ways at once":       func(o *cmp.Options) { o.Secret = []byte("x") },
@@ -222,7 +222,7 @@ func TestOptionsThatCannotBeUsed(t *testing.T) {
 }
 
 func TestWhoCannotBeReachedHasIssuedNothing(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	closed := httptest.NewServer(http.NotFoundHandler())
 	o := s.options()
 	o.URL, o.Timeout = closed.URL, time.Second
@@ -233,7 +233,7 @@ func TestWhoCannotBeReachedHasIssuedNothing(t *testing.T) {
 }
 
 func TestARequestWithoutASignatureIsRefusedWhereItIsPassedOn(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	order := contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))
 	o := s.options()
 	o.PKCS10 = true

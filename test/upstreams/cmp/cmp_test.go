@@ -16,7 +16,7 @@ import (
 
 var background = context.Background()
 
-func subject(s *server, d *cmp.CA) *contract.Subject {
+func subject(s *Server, d *cmp.CA) *contract.Subject {
 	return &contract.Subject{
 		Issuer: d, Issued: s.list, Proxy: s.proxy, Submits: submits,
 		Revoked: func(_ testing.TB, cert *x509.Certificate) bool {
@@ -41,14 +41,14 @@ func mallory(t testing.TB, key crypto.Signer) upstream.Order {
 
 func TestContractWithSignatures(t *testing.T) {
 	contract.Run(t, func(t testing.TB) *contract.Subject {
-		s := start(t)
+		s := Start(t)
 		return subject(s, s.driver(s.options()))
 	})
 }
 
 func TestContractWithASecretAndImplicitConfirmation(t *testing.T) {
 	contract.Run(t, func(t testing.TB) *contract.Subject {
-		s := start(t, "-srv_secret", "pass:correct horse", "-grant_implicitconf")
+		s := Start(t, "-srv_secret", "pass:correct horse", "-grant_implicitconf")
 		o := s.options()
 		o.Certificates, o.Key, o.Secret, o.Reference, o.ImplicitConfirm = nil, nil, []byte("correct horse"), "enrollgate", true
 		return subject(s, s.driver(o))
@@ -58,7 +58,7 @@ func TestContractWithASecretAndImplicitConfirmation(t *testing.T) {
 // The client's request itself goes to the CA.
 func TestContractWithTheClientsRequest(t *testing.T) {
 	contract.Run(t, func(t testing.TB) *contract.Subject {
-		s := start(t)
+		s := Start(t)
 		o := s.options()
 		o.PKCS10, o.Issuing = true, []*x509.Certificate{s.issuing}
 		sub := subject(s, s.driver(o))

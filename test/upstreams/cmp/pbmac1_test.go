@@ -32,7 +32,7 @@ func TestPBMAC1(t *testing.T) {
 		_, _ = w.Write(body)
 	}))
 	defer front.Close()
-	s := start(t)
+	s := Start(t)
 	o := s.options()
 	o.URL, o.Key, o.Certificates, o.Secret, o.Reference, o.PBMAC1 = front.URL, nil, nil, []byte(secret), "gateway", true
 	r, err := s.driver(o).Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048)))

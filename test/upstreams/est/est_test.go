@@ -1,4 +1,3 @@
-// Package est tests the driver on GlobalSign's EST server, which test/upstreams/estserver runs.
 package est
 
 import (
@@ -8,8 +7,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
-	"encoding/json"
-	"encoding/pem"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -27,65 +24,11 @@ import (
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
-	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 	"github.com/fullsailor/pkcs7"
 )
 
 var background = context.Background()
-
-type server struct {
-	url   string
-	proxy *proxy.Proxy
-	a     *authority.Authority
-	o     est.Options
-}
-
-const password = "correct horse"
-
-func start(t testing.TB) *server {
-	t.Helper()
-	s := &server{a: authority.New(t)}
-	key, err := x509.MarshalPKCS8PrivateKey(s.a.IssuingKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var text []byte
-	for _, b := range []pem.Block{{Type: "CERTIFICATE", Bytes: s.a.Issuing.Raw}, {Type: "CERTIFICATE", Bytes: s.a.Root.Raw}, {Type: "PRIVATE KEY", Bytes: key}} {
-		text = append(text, pem.EncodeToMemory(&b)...)
-	}
-	file := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(file, text, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s.url = "http://" + program.Run(t, program.Path(t, "estserver"), "-ca", file, "-password", password)
-	s.proxy = proxy.Start(t, s.url, s.a.Server(t, true), nil)
-	s.o = est.Options{Name: "EST", URL: s.proxy.URL, TLS: s.a.Client(t, "gateway"), User: "gateway", Password: func() ([]byte, error) { return []byte(password), nil },
-		Roots: []*x509.Certificate{s.a.Root}}
-	return s
-}
-
-func (s *server) issuer(t testing.TB) *est.CA {
-	t.Helper()
-	ca, err := est.New(s.o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
-}
-
-func (s *server) issued(t testing.TB) (out []string) {
-	t.Helper()
-	res, err := http.Get(s.url + "/test/issued")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	if err := json.NewDecoder(res.Body).Decode(&out); err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
 
 func submits(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/simpleenroll") }
 
@@ -113,7 +56,7 @@ func TestContract(t *testing.T) {
 	for name, label := range map[string]string{"without a label": "", "with a label": "fast"} {
 		t.Run(name, func(t *testing.T) {
 			contract.Run(t, func(t testing.TB) *contract.Subject {
-				s := start(t)
+				s := Start(t)
 				s.o.Label = label
 				return &contract.Subject{Issuer: s.issuer(t), Order: contract.NamedOrder, Proxy: s.proxy, Submits: submits, Issued: s.issued,
 					Refused: func(t testing.TB) upstream.Order { return ordered(t, "r-1", "Mallory") }}
@@ -123,7 +66,7 @@ func TestContract(t *testing.T) {
 }
 
 func TestWindowsRequestsWithoutNamesAreRefusedBefore(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	o := contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))
 	if r, err := s.issuer(t).Submit(background, o); err != nil || r.State != upstream.Refused || !strings.Contains(r.Reason, "subject") {
 		t.Errorf("%+v, %v", r, err)
@@ -150,7 +93,7 @@ func TestWindowsRequestsWithoutNamesAreRefusedBefore(t *testing.T) {
 
 // An order that the CA accepts for later is sent again when it is time, and is one certificate in the end.
 func TestAnOrderThatPends(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	s.o.Label = "slow"
 	ca := s.issuer(t)
 	o := contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048))
@@ -179,7 +122,7 @@ func TestAnOrderThatPends(t *testing.T) {
 
 // When the answer to a repetition is lost, the CA may have issued: it is not sent once more.
 func TestALostAnswerWhilePending(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	s.o.Label = "slow"
 	ahead := time.Duration(0)
 	s.o.Now = func() time.Time { return time.Now().Add(ahead) }
@@ -213,7 +156,7 @@ func TestALostAnswerWhilePending(t *testing.T) {
 }
 
 func TestWhoIsNotLetIn(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	o := contract.NamedOrder(t, "1-aa", testpki.RSA(t, 2048))
 	for name, change := range map[string]func(*est.Options){
 		"a wrong password":      func(o *est.Options) { o.Password = func() ([]byte, error) { return []byte("secret-wrong"), nil } },
@@ -250,7 +193,7 @@ func TestWhoIsNotLetIn(t *testing.T) {
 
 // The chain is put in order although the server names the root first, also after a certificate.
 func TestTheChain(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	now := time.Now()
 	var hours atomic.Int64
 	s.o.ChainFile = filepath.Join(t.TempDir(), "chain.pem")

@@ -56,7 +56,7 @@ func orderFor(t testing.TB, id string, key crypto.Signer, address string) upstre
 
 func TestContract(t *testing.T) {
 	contract.Run(t, func(t testing.TB) *contract.Subject {
-		s := start(t)
+		s := Start(t)
 		return &contract.Subject{Issuer: s.driver(s.options()), Issued: s.list, Order: order, Proxy: s.proxy, Submits: submits,
 			Refused: func(t testing.TB) upstream.Order {
 				return orderFor(t, "0-dd", testpki.RSA(t, 2048), "mallory@lab.test")
@@ -65,7 +65,7 @@ func TestContract(t *testing.T) {
 }
 
 func TestAnOrderThatWaitsIsPolledFor(t *testing.T) {
-	s := start(t, "pending")
+	s := Start(t, "pending")
 	d, o := s.driver(s.options()), order(t, "1-aa", testpki.RSA(t, 2048))
 	r, err := d.Submit(background, o)
 	if err != nil || r.State != upstream.Pending || r.Token == "" {
@@ -88,7 +88,7 @@ func TestAnOrderThatWaitsIsPolledFor(t *testing.T) {
 
 // The contract lets the first request fail; here who answers is known already.
 func TestTroublesOfTheRequestItself(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	d := s.driver(s.options())
 	if r, err := d.Submit(background, order(t, "1-aa", testpki.RSA(t, 2048))); err != nil || r.State != upstream.Issued {
 		t.Fatalf("%+v, %v", r, err)
@@ -105,7 +105,7 @@ func TestTroublesOfTheRequestItself(t *testing.T) {
 }
 
 func TestAnswersInDESAreRefused(t *testing.T) {
-	s := start(t, "des")
+	s := Start(t, "des")
 	r, err := s.driver(s.options()).Submit(background, order(t, "1-aa", testpki.RSA(t, 2048)))
 	if err == nil || upstream.IsNotIssued(err) || !strings.Contains(err.Error(), "in place of AES") {
 		t.Errorf("%+v, %v", r, err)
@@ -113,7 +113,7 @@ func TestAnswersInDESAreRefused(t *testing.T) {
 }
 
 func TestWhoDoesNotLeadToTheRootIsAskedNothing(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	o := s.options()
 	key := testpki.RSA(t, 2048)
 	o.Roots = []*x509.Certificate{sign(t, authority("Another Root"), nil, key.Public(), key)}
@@ -126,7 +126,7 @@ func TestWhoDoesNotLeadToTheRootIsAskedNothing(t *testing.T) {
 }
 
 func TestConfiguredResponders(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	o := s.options()
 	o.Issuing, o.Responders = []*x509.Certificate{s.issuing}, []*x509.Certificate{s.issuing}
 	d := s.driver(o)
@@ -143,7 +143,7 @@ func TestConfiguredResponders(t *testing.T) {
 }
 
 func TestOptionsThatCannotBeUsed(t *testing.T) {
-	s := start(t)
+	s := Start(t)
 	elliptic, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -34,8 +34,8 @@ const keyID = "kid-1"
 
 var macKey = []byte("a key of thirty-two octets, or so")
 
-// server is Let's Encrypt's pebble, which wants external account binding and finds every challenge met.
-type server struct {
+// Server is Let's Encrypt's pebble, which wants external account binding and finds every challenge met.
+type Server struct {
 	t          testing.TB
 	proxy      *proxy.Proxy
 	roots      *tls.Config // of TLS
@@ -45,11 +45,11 @@ type server struct {
 	log        *program.Log
 }
 
-func start(t testing.TB) *server {
+func Start(t testing.TB) *Server {
 	t.Helper()
 	pebble := program.Path(t, "pebbleserver")
 	dir := t.TempDir()
-	s := &server{t: t, log: &program.Log{}, account: newKey(t)}
+	s := &Server{t: t, log: &program.Log{}, account: newKey(t)}
 	certificate := s.tls(dir)
 	address, management := free(t), free(t)
 	config := map[string]any{"pebble": map[string]any{
@@ -94,7 +94,7 @@ func start(t testing.TB) *server {
 }
 
 // tls makes the certificate that pebble and the proxy serve with.
-func (s *server) tls(dir string) tls.Certificate {
+func (s *Server) tls(dir string) tls.Certificate {
 	s.t.Helper()
 	key := newKey(s.t)
 	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "pebble"}, IsCA: true, BasicConstraintsValid: true,
@@ -118,7 +118,7 @@ func (s *server) tls(dir string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-func (s *server) get(path string) ([]byte, error) {
+func (s *Server) get(path string) ([]byte, error) {
 	c := http.Client{Transport: &http.Transport{TLSClientConfig: s.roots}, Timeout: 5 * time.Second}
 	defer c.CloseIdleConnections()
 	res, err := c.Get(s.management + path)
@@ -129,12 +129,12 @@ func (s *server) get(path string) ([]byte, error) {
 	return io.ReadAll(res.Body)
 }
 
-func (s *server) options() acme.Options {
+func (s *Server) options() acme.Options {
 	return acme.Options{Name: "ACME", Directory: s.proxy.URL + "/dir", Roots: []*x509.Certificate{s.root}, TLS: s.roots, Key: s.account, KeyID: keyID, MACKey: macKey,
 		Dir: s.t.TempDir(), Wait: 5 * time.Second, Now: time.Now}
 }
 
-func (s *server) driver(o acme.Options) *acme.CA {
+func (s *Server) driver(o acme.Options) *acme.CA {
 	s.t.Helper()
 	d, err := acme.New(o)
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *server) driver(o acme.Options) *acme.CA {
 }
 
 // authorize proves control of names for the account, as an administrator would.
-func (s *server) authorize(names ...string) {
+func (s *Server) authorize(names ...string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(background, 20*time.Second)
 	defer cancel()
@@ -174,7 +174,7 @@ func (s *server) authorize(names ...string) {
 var issuedLine = regexp.MustCompile(`Issued certificate serial ([0-9a-f]+) for order`)
 
 // list is what pebble logs; it has no list of its own.
-func (s *server) list(testing.TB) (out []string) {
+func (s *Server) list(testing.TB) (out []string) {
 	for _, m := range issuedLine.FindAllStringSubmatch(s.log.String(), -1) {
 		n, _ := new(big.Int).SetString(m[1], 16)
 		out = append(out, n.Text(16))
@@ -182,7 +182,7 @@ func (s *server) list(testing.TB) (out []string) {
 	return out
 }
 
-func (s *server) isRevoked(t testing.TB, cert *x509.Certificate) bool {
+func (s *Server) isRevoked(t testing.TB, cert *x509.Certificate) bool {
 	t.Helper()
 	body, err := s.get("/cert-status-by-serial/" + cert.SerialNumber.Text(16))
 	if err != nil {

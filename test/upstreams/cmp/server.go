@@ -33,10 +33,10 @@ import (
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
-// server is OpenSSL's CMP server, one process for each transaction, because each has one certificate to give. What is in front of
+// Server is OpenSSL's CMP server, one process for each transaction, because each has one certificate to give. What is in front of
 // them reads requests for certificates with encoding/asn1, lets the embedded CA sign what the template says, and keeps the list of
 // what OpenSSL has given away and revoked. All else is OpenSSL's: it checks protection, proof of possession, nonces and confirmations.
-type server struct {
+type Server struct {
 	t       testing.TB
 	args    []string // of each process
 	dir     string
@@ -60,8 +60,8 @@ type mock struct {
 	log  *program.Log
 }
 
-// start makes the keys of a CA, of its CMP server and of a registration authority. args are added to each OpenSSL's.
-func start(t testing.TB, args ...string) *server {
+// Start makes the keys of a CA, of its CMP server and of a registration authority. args are added to each OpenSSL's.
+func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	if _, err := exec.LookPath("openssl"); err != nil {
 		if os.Getenv("CI") != "" {
@@ -69,7 +69,7 @@ func start(t testing.TB, args ...string) *server {
 		}
 		t.Skip("needs openssl: test/deps.sh installs it")
 	}
-	s := &server{t: t, dir: t.TempDir(), mocks: map[string]*mock{}, revoked: map[string]bool{}}
+	s := &Server{t: t, dir: t.TempDir(), mocks: map[string]*mock{}, revoked: map[string]bool{}}
 	rootKey, issuingKey, serverKey, raRootKey, raKey := testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048)
 	s.root = sign(t, ca("CMP Root"), nil, rootKey.Public(), rootKey)
 	s.issuing = sign(t, ca("CMP Issuing CA"), s.root, issuingKey.Public(), rootKey)
@@ -95,7 +95,7 @@ func ca(name string) *x509.Certificate {
 	return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 }
 
-func (s *server) write(name string, certs ...*x509.Certificate) string {
+func (s *Server) write(name string, certs ...*x509.Certificate) string {
 	s.t.Helper()
 	var text []byte
 	for _, c := range certs {
@@ -108,7 +108,7 @@ func (s *server) write(name string, certs ...*x509.Certificate) string {
 	return file
 }
 
-func (s *server) writeKey(name string, key crypto.Signer) string {
+func (s *Server) writeKey(name string, key crypto.Signer) string {
 	s.t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -122,11 +122,11 @@ func (s *server) writeKey(name string, key crypto.Signer) string {
 }
 
 // options are those of a driver that signs as the registration authority.
-func (s *server) options() cmp.Options {
+func (s *Server) options() cmp.Options {
 	return cmp.Options{Name: "CMP", URL: s.proxy.URL + "/pkix/", Roots: []*x509.Certificate{s.root}, Certificates: s.ra, Key: s.raKey, Now: time.Now}
 }
 
-func (s *server) driver(o cmp.Options) *cmp.CA {
+func (s *Server) driver(o cmp.Options) *cmp.CA {
 	s.t.Helper()
 	d, err := cmp.New(o)
 	if err != nil {
@@ -260,7 +260,7 @@ func fromPKCS10(body []byte) (upstream.Order, error) {
 }
 
 // ServeHTTP passes a message on to the OpenSSL of its transaction.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	der, err := io.ReadAll(r.Body)
 	if err != nil {
 		return
@@ -302,7 +302,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // note keeps what OpenSSL has done.
-func (s *server) note(m *mock, tag int, body, answer []byte) {
+func (s *Server) note(m *mock, tag int, body, answer []byte) {
 	_, kind, content, err := look(answer)
 	if err != nil {
 		return
@@ -321,14 +321,14 @@ func (s *server) note(m *mock, tag int, body, answer []byte) {
 	}
 }
 
-func (s *server) list(testing.TB) []string {
+func (s *Server) list(testing.TB) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.issued)
 }
 
 // mock is the OpenSSL that answers a message: a new one for each new transaction.
-func (s *server) mock(transaction string, tag int, body []byte) (*mock, error) {
+func (s *Server) mock(transaction string, tag int, body []byte) (*mock, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if m := s.mocks[transaction]; m != nil {
@@ -366,7 +366,7 @@ func (s *server) mock(transaction string, tag int, body []byte) (*mock, error) {
 }
 
 // run starts an OpenSSL that gives away one certificate.
-func (s *server) run(cert *x509.Certificate, more []string) (*mock, error) {
+func (s *Server) run(cert *x509.Certificate, more []string) (*mock, error) {
 	given := cert
 	if given == nil {
 		given = s.root

@@ -23,8 +23,8 @@ import (
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
-// server is micromdm's SCEP server, in ../scepserver, and its depot.
-type server struct {
+// Server is micromdm's SCEP server, in ../scepserver, and its depot.
+type Server struct {
 	t       testing.TB
 	dir     string
 	root    *x509.Certificate
@@ -35,10 +35,10 @@ type server struct {
 	proxy   *proxy.Proxy
 }
 
-func start(t testing.TB, mode ...string) *server {
+func Start(t testing.TB, mode ...string) *Server {
 	t.Helper()
 	program := program.Path(t, "scepserver")
-	s := &server{t: t, dir: t.TempDir()}
+	s := &Server{t: t, dir: t.TempDir()}
 	rootKey, key := testpki.RSA(t, 2048), testpki.RSA(t, 2048)
 	s.rootKey, s.raKey = rootKey, testpki.RSA(t, 2048)
 	s.root = sign(t, authority("SCEP Root"), nil, rootKey.Public(), rootKey)
@@ -74,11 +74,11 @@ func start(t testing.TB, mode ...string) *server {
 	}
 }
 
-func (s *server) options() scep.Options {
+func (s *Server) options() scep.Options {
 	return scep.Options{Name: "SCEP", URL: s.proxy.URL + "/scep", Roots: []*x509.Certificate{s.root}, Certificate: s.ra, Key: s.raKey, Now: time.Now}
 }
 
-func (s *server) driver(o scep.Options) *scep.CA {
+func (s *Server) driver(o scep.Options) *scep.CA {
 	s.t.Helper()
 	d, err := scep.New(o)
 	if err != nil {
@@ -88,7 +88,7 @@ func (s *server) driver(o scep.Options) *scep.CA {
 }
 
 // list reads the depot's index, which is as OpenSSL's.
-func (s *server) list(t testing.TB) (out []string) {
+func (s *Server) list(t testing.TB) (out []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(s.dir, "index.txt"))
 	if err != nil {
