@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -17,18 +18,52 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/stepca/server"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/acme"
+	"github.com/enrollgate/enrollgate/test/upstreams/cmp"
+	"github.com/enrollgate/enrollgate/test/upstreams/est"
+	"github.com/enrollgate/enrollgate/test/upstreams/scep"
 	"github.com/enrollgate/enrollgate/test/upstreams/vault/engine"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
-// drivers are the CAs that run here and take what Windows sends, as they are put in the place of the embedded CA.
+// drivers are the CAs that run here, as they are put in the place of the embedded CA. Those that take names from the request alone
+// get requests that say what is decided, from templates that are like their own profiles.
 var drivers = []struct {
 	name, account, template string
 	start                   func(b *testing.B, c *config.CA)
+	like                    map[string]string // what differs from LabMachine
+	orders                  int
 }{
-	{"embedded", "alice", "LabUserAuth", func(*testing.B, *config.CA) {}},
-	{"step-ca", "alice", "LabUserAuth", throughStepCA},
-	{"Vault", "WS1$", "LabMachine", throughVault},
+	{"embedded", "alice", "LabUserAuth", func(*testing.B, *config.CA) {}, nil, 150},
+	{"step-ca", "alice", "LabUserAuth", throughStepCA, nil, 150},
+	{"Vault", "WS1$", "LabMachine", throughVault, nil, 150},
+	{"EST", "WS1$", "BenchEST", throughEST, map[string]string{}, 150},
+	{"SCEP", "WS1$", "BenchSCEP", throughSCEP, map[string]string{"pkiextendedkeyusage": clientAuth, "mspki-certificate-application-policy": clientAuth, "pkikeyusage": "\x80"}, 150},
+	{"ACME", "WS1$", "BenchACME", throughACME, map[string]string{"pkiextendedkeyusage": serverAuth, "mspki-certificate-application-policy": serverAuth, "pkikeyusage": "\x80"}, 60},
+	{"CMP", "alice", "LabUserAuth", throughCMP, nil, 40},
+}
+
+const clientAuth, serverAuth = "1.3.6.1.5.5.7.3.2", "1.3.6.1.5.5.7.3.1"
+
+// windows are the extensions of Windows that CAs which do not know them leave out.
+var windows = []string{wcce.OIDTemplateName, wcce.OIDTemplateInfo, wcce.OIDAppPolicies, wcce.OIDSID}
+
+func throughEST(b *testing.B, c *config.CA) {
+	c.Driver, c.Local, c.EST = "est", config.LocalCA{}, est.Start(b).Config(b)
+}
+
+func throughSCEP(b *testing.B, c *config.CA) {
+	c.Driver, c.Local, c.SCEP = "scep", config.LocalCA{}, scep.Start(b).Config(b)
+	c.SCEP.Ignore, c.Tolerate.Missing = windows, windows
+}
+
+func throughACME(b *testing.B, c *config.CA) {
+	c.Driver, c.Local, c.ACME = "acme", config.LocalCA{}, acme.Start(b).Config(b, "ws1.lab.test")
+	c.ACME.Ignore, c.Tolerate.Missing = windows, windows
+}
+
+func throughCMP(b *testing.B, c *config.CA) {
+	c.Driver, c.Local, c.CMP = "cmp", config.LocalCA{}, cmp.Start(b).Config(b)
 }
 
 // throughVault issues through a role for computers of Vault's own PKI engine.
@@ -40,7 +75,7 @@ func throughVault(b *testing.B, c *config.CA) {
 		b.Fatal(err)
 	}
 	c.Driver, c.Local = "vault", config.LocalCA{}
-	c.Tolerate.Missing = []string{wcce.OIDTemplateName, wcce.OIDTemplateInfo, wcce.OIDAppPolicies, wcce.OIDSID}
+	c.Tolerate.Missing = windows
 	c.Vault = config.Vault{Connection: config.Connection{URL: e.Proxy.URL, Root: testpki.PEM(b, "CERTIFICATE", e.Root.Raw), CAFile: testpki.PEM(b, "CERTIFICATE", e.TLS.Root.Raw)},
 		Namespace: engine.Namespace, Role: "mail", Token: config.Secret{File: token}}
 }
@@ -59,13 +94,11 @@ func throughStepCA(b *testing.B, c *config.CA) {
 	c.StepCA = config.StepCA{URL: s.Direct, Root: s.RootFile, Provisioner: server.Provisioner, Key: write("key.jwk", s.Key), Password: config.Secret{File: write("password", []byte(server.Password))}}
 }
 
-const orders = 150
-
 // BenchmarkDrivers compares an enrollment, from the decoded message to the signed reply, with asking the CA alone through the same
 // driver: what is decided, archived, recorded and checked around it.
 func BenchmarkDrivers(b *testing.B) {
 	fmt.Printf("\n%-12s %14s %16s %8s %12s %14s %16s\n", "CA", "CA alone, ms", "enrollment, ms", "ratio", "16 at once/s", "CA alone/s", "CPU here, ms")
-	for _, d := range drivers {
+	for n, d := range drivers {
 		b.Run(d.name, func(b *testing.B) {
 			w := world.StartChanged(b, "", func(c *config.Config) { d.start(b, &c.CAs[0]) })
 			subject, err := w.Forest.SubjectByName(background, d.account)
@@ -74,17 +107,29 @@ func BenchmarkDrivers(b *testing.B) {
 			}
 			caller := templates.Caller{Principal: d.account + "@LAB.TEST", Realm: "LAB.TEST", SID: subject.SID, Groups: subject.Groups, Machine: subject.Machine}
 			enroll := func(der []byte) {
-				reply, err := w.Enroll(background, gateway.Submission{Caller: caller, CA: world.CAName, Transport: "bench", Request: der})
+				reply, err := w.Enroll(background, gateway.Submission{Caller: caller, CA: world.CAName, Transport: "bench", Request: der,
+					Attributes: []wcce.NameValue{{Name: "CertificateTemplate", Value: d.template}}})
 				if err != nil || reply.Certificate == nil {
 					b.Errorf("%+v, %v", reply, err)
 				}
 			}
-			requests := make([][]byte, 2*orders)
-			measure(len(requests), func(i int) { requests[i], _ = world.Request(b, d.template, nil) })
+			if d.like != nil {
+				d.like["mspki-cert-template-oid"] = "1.3.6.1.4.1.311.21.8.4711." + strconv.Itoa(n)
+				w.CopyTemplate(b, "LabMachine", d.template, d.like)
+			}
 			e, err := w.Explain(background, d.account, d.template, "")
 			if err != nil {
 				b.Fatal(err)
 			}
+			orders := d.orders
+			requests := make([][]byte, 2*orders)
+			measure(len(requests), func(i int) {
+				if d.like == nil {
+					requests[i], _ = world.Request(b, d.template, nil)
+				} else if requests[i], err = upstream.NewCSR(e.Profile, testpki.RSA(b, 2048)); err != nil {
+					b.Error(err)
+				}
+			})
 			signer := w.Signer(world.CAName)
 			alone := func(i int) {
 				request, err := wcce.ParseRequest(requests[i%len(requests)])

@@ -3,6 +3,7 @@ package testpki
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"math/big"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -115,15 +117,17 @@ func Renewed(t testing.TB, old *x509.Certificate, key *rsa.PrivateKey) *x509.Cer
 }
 
 // PEM writes a block to a new file and returns its path.
-func PEM(t testing.TB, kind string, der []byte) string {
+func PEM(t testing.TB, kind string, ders ...[]byte) string {
 	t.Helper()
 	f, err := os.CreateTemp(t.TempDir(), "*.pem")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := pem.Encode(f, &pem.Block{Type: kind, Bytes: der}); err != nil {
-		t.Fatal(err)
+	for _, der := range ders {
+		if err := pem.Encode(f, &pem.Block{Type: kind, Bytes: der}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return f.Name()
 }
@@ -140,4 +144,32 @@ func OpenSSL(t testing.TB, stdin []byte, args ...string) ([]byte, error) {
 		return stdout.Bytes(), err
 	}
 	return stdout.Bytes(), nil
+}
+
+// Passphrase encrypts the keys of EncryptedKey.
+const Passphrase = "passphrase of the tests"
+
+// EncryptedKey writes a key as encrypted PKCS#8 to a file, and returns its path.
+func EncryptedKey(t testing.TB, key crypto.Signer) string {
+	t.Helper()
+	text, err := local.EncryptKey(key, []byte(Passphrase))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write(t, "key.pem", text)
+}
+
+// Secret writes a secret to a file, and returns its path.
+func Secret(t testing.TB, text string) string {
+	t.Helper()
+	return write(t, "secret", []byte(text+"\n"))
+}
+
+func write(t testing.TB, name string, text []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

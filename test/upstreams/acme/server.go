@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"github.com/enrollgate/enrollgate/gateway/config"
 	"io"
 	"math/big"
 	"net"
@@ -36,13 +37,14 @@ var macKey = []byte("a key of thirty-two octets, or so")
 
 // Server is Let's Encrypt's pebble, which wants external account binding and finds every challenge met.
 type Server struct {
-	t          testing.TB
-	proxy      *proxy.Proxy
-	roots      *tls.Config // of TLS
-	management string
-	root       *x509.Certificate
-	account    crypto.Signer
-	log        *program.Log
+	t           testing.TB
+	proxy       *proxy.Proxy
+	roots       *tls.Config // of TLS
+	certificate []byte      // of TLS, DER
+	management  string
+	root        *x509.Certificate
+	account     crypto.Signer
+	log         *program.Log
 }
 
 func Start(t testing.TB) *Server {
@@ -114,7 +116,7 @@ func (s *Server) tls(dir string) tls.Certificate {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(testpki.Cert(s.t, der))
-	s.roots = &tls.Config{RootCAs: pool}
+	s.roots, s.certificate = &tls.Config{RootCAs: pool}, der
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
@@ -146,7 +148,7 @@ func (s *Server) driver(o acme.Options) *acme.CA {
 // authorize proves control of names for the account, as an administrator would.
 func (s *Server) authorize(names ...string) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(background, 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	c := &client.Client{Key: s.account, DirectoryURL: s.proxy.URL + "/dir", HTTPClient: &http.Client{Transport: &http.Transport{TLSClientConfig: s.roots}},
 		RetryBackoff: func(int, *http.Request, *http.Response) time.Duration { return time.Millisecond }}
@@ -212,4 +214,13 @@ func free(t testing.TB) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// Config is how a gateway uses the server, for names that are authorized before.
+func (s *Server) Config(t testing.TB, names ...string) config.ACME {
+	t.Helper()
+	s.authorize(names...)
+	return config.ACME{Directory: s.proxy.URL + "/dir", Root: testpki.PEM(t, "CERTIFICATE", s.root.Raw), CAFile: testpki.PEM(t, "CERTIFICATE", s.certificate),
+		Key: testpki.EncryptedKey(t, s.account), Passphrase: config.Secret{File: testpki.Secret(t, testpki.Passphrase)}, KeyID: keyID,
+		MACKey: config.Secret{File: testpki.Secret(t, base64.RawURLEncoding.EncodeToString(macKey))}, Wait: 5 * time.Second}
 }

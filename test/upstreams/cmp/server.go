@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"github.com/enrollgate/enrollgate/gateway/config"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -411,4 +412,11 @@ func (s *Server) run(cert *x509.Certificate, more []string) (*mock, error) {
 	case <-time.After(10 * time.Second):
 	}
 	return nil, fmt.Errorf("openssl cmp does not start: %s", m.log)
+}
+
+// Config is how a gateway uses the server.
+func (s *Server) Config(t testing.TB) config.CMP {
+	t.Helper()
+	return config.CMP{URL: s.proxy.URL + "/pkix/", Root: testpki.PEM(t, "CERTIFICATE", s.root.Raw), Certificate: testpki.PEM(t, "CERTIFICATE", s.ra[0].Raw),
+		Key: testpki.EncryptedKey(t, s.raKey), Passphrase: config.Secret{File: testpki.Secret(t, testpki.Passphrase)}}
 }

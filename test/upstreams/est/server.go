@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/test/testpki"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -67,4 +69,16 @@ func (s *Server) issued(t testing.TB) (out []string) {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// Config is how a gateway uses the server.
+func (s *Server) Config(t testing.TB) config.EST {
+	t.Helper()
+	own := s.o.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(own.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config.EST{Connection: config.Connection{URL: s.proxy.URL, Root: testpki.PEM(t, "CERTIFICATE", s.a.Root.Raw), CAFile: testpki.PEM(t, "CERTIFICATE", s.a.Root.Raw),
+		Certificate: testpki.PEM(t, "CERTIFICATE", own.Certificate...), Key: testpki.PEM(t, "PRIVATE KEY", key)}, User: "gateway", Password: config.Secret{File: testpki.Secret(t, password)}}
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"github.com/enrollgate/enrollgate/gateway/config"
 	"math/big"
 	"net/http"
 	"os"
@@ -119,4 +120,11 @@ func sign(t testing.TB, template, parent *x509.Certificate, key crypto.PublicKey
 		t.Fatal(err)
 	}
 	return testpki.Cert(t, der)
+}
+
+// Config is how a gateway uses the server.
+func (s *Server) Config(t testing.TB) config.SCEP {
+	t.Helper()
+	return config.SCEP{URL: s.proxy.URL + "/scep", Root: testpki.PEM(t, "CERTIFICATE", s.root.Raw), Certificate: testpki.PEM(t, "CERTIFICATE", s.ra.Raw),
+		Key: testpki.EncryptedKey(t, s.raKey), Passphrase: config.Secret{File: testpki.Secret(t, testpki.Passphrase)}}
 }
