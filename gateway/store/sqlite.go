@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	_ "modernc.org/sqlite" // the driver
+	_ "modernc.org/sqlite" // the driver, for create
 )
 
 // Open opens a SQLite file, creates it where it is missing and brings its schema up to date. Other processes may have it open
@@ -46,11 +46,11 @@ func openFile(path string) (*sql.DB, error) {
 	}
 	options := url.Values{"_txlock": {"immediate"},
 		"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "secure_delete(1)", "cache_size(-16000)"}}
-	handle, err := sql.Open("sqlite", address+"?"+options.Encode())
+	connector, err := newConnector(address + "?" + options.Encode())
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
-	return handle, nil
+	return sql.OpenDB(connector), nil
 }
 
 // create writes the file's first page, which fixes the size of all. Of SQLite's own size, 4096 octets, an archived key would

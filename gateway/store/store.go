@@ -187,6 +187,15 @@ func (db *DB) try(group []*job, results []error) error {
 		return err
 	}
 	defer tx.Rollback()
+	if len(group) == 1 {
+		if results[0] = safely(tx, group[0].do); results[0] != nil {
+			if retryable(results[0]) {
+				return results[0]
+			}
+			return tx.Rollback()
+		}
+		return tx.Commit()
+	}
 	for i, j := range group {
 		if results[i], err = savepoint(tx, j.do); err != nil {
 			return err
