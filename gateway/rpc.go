@@ -33,7 +33,7 @@ func (r *rpcListener) serve() error {
 	return nil
 }
 
-// listenRPC opens the port of ICertPassage and that of the endpoint mapper, where they are configured.
+// listenRPC opens the port of ICertPassage and that of the endpoint mapper, where they are configured. With both there is DCOM.
 func (g *Gateway) listenRPC(acceptor *kerberos.Acceptor) (out []*rpcListener, err error) {
 	if g.Config.Listen.RPC == "off" {
 		return nil, nil
@@ -71,7 +71,7 @@ func (g *Gateway) listenRPC(acceptor *kerberos.Acceptor) (out []*rpcListener, er
 	}
 	entries := []epm.Entry{{Syntax: icpr.Syntax, Port: port, Annotation: "Certificate enrollment (MS-ICPR)"}}
 	mapper.Register(epm.Interface(func() []epm.Entry { return entries }))
-	return out, nil
+	return out, g.serveDCOM(calls, mapper, port)
 }
 
 // rpcBackend lets the RPC interfaces call the gateway.
