@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/oiweiwei/go-msrpc/dcerpc"
 	"github.com/oiweiwei/go-msrpc/midl/uuid"
@@ -153,5 +155,42 @@ func TestTheGatewayServesDCOM(t *testing.T) {
 	a, err := c.activate((*msdcom.ClassID)(dtyp.GUIDFromUUID(uuid.MustParse("01234567-fc88-11d0-b498-00a0c90312f3"))), icertrequestd2.CertRequestD2IID)
 	if err != nil || a.code != classNotRegistered {
 		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+func TestSilentClientsLoseTheirObjects(t *testing.T) {
+	var later atomic.Int64
+	x := startDCOM(t, func(o *dcom.Options) {
+		o.Now = func() time.Time { return time.Now().Add(time.Duration(later.Load())) }
+		o.MaxPerCaller = 4
+	})
+	c := dialDCOM(t, "alice", dcerpc.WithSeal())
+	first := c.mustActivate(icertrequestd2.CertRequestD2IID)
+	for range 4 { // a client that dies without releasing what it has
+		a := c.mustActivate(icertrequestd2.CertRequestD2IID)
+		if err := c.ping2(a.ipids[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantCode(t, c.ping2(first.ipids[0]), disconnected)
+	last := c.mustActivate(icertrequestd2.CertRequestD2IID)
+	later.Store(int64(359 * time.Second))
+	if err := c.ping2(last.ipids[0]); err != nil {
+		t.Fatal(err)
+	}
+	later.Store(int64(2 * 360 * time.Second))
+	wantCode(t, c.ping2(last.ipids[0]), disconnected)
+	if x.Stats() != (dcom.Stats{}) {
+		t.Errorf("%+v", x.Stats())
+	}
+}
+
+// BenchmarkActivation is an activation and a call, sealed, on connections that are open.
+func BenchmarkActivation(b *testing.B) {
+	startDCOM(b, nil)
+	c := dialDCOM(b, "alice", dcerpc.WithSeal())
+	c.mustActivate(icertrequestd2.CertRequestD2IID)
+	for b.Loop() {
+		c.mustActivate(icertrequestd2.CertRequestD2IID)
 	}
 }
