@@ -184,13 +184,3 @@ func TestSilentClientsLoseTheirObjects(t *testing.T) {
 		t.Errorf("%+v", x.Stats())
 	}
 }
-
-// BenchmarkActivation is an activation and a call, sealed, on connections that are open.
-func BenchmarkActivation(b *testing.B) {
-	startDCOM(b, nil)
-	c := dialDCOM(b, "alice", dcerpc.WithSeal())
-	c.mustActivate(icertrequestd2.CertRequestD2IID)
-	for b.Loop() {
-		c.mustActivate(icertrequestd2.CertRequestD2IID)
-	}
-}

@@ -53,7 +53,7 @@ type Options struct {
 	Now     func() time.Time
 
 	MaxPerCaller int // objects, and ping sets, of one account; 256
-	MaxObjects   int // of all; 131072. Ping sets are half as many
+	MaxObjects   int // of all; 131072, which are 90 MB. Ping sets are half as many
 	MaxPinged    int // objects in all ping sets of one account; 4096. Of all: 128 times as many
 }
 

@@ -260,3 +260,26 @@ func TestEndedObjectsGoLittleByLittle(t *testing.T) {
 		t.Error("something is left")
 	}
 }
+
+// TestManyActivateAtOnce is for the race detector: the bindings in the answers are common to all.
+func TestManyActivateAtOnce(t *testing.T) {
+	l := newLab(t, nil)
+	stub := activationStub(t, instantiation(classD, iidD2, iidD))
+	var work sync.WaitGroup
+	for range 8 {
+		work.Go(func() {
+			for range 50 {
+				if _, err := l.call(alice, "IRemoteSCMActivator", 4, pdu.UUID{}, stub); err != nil {
+					t.Error(err)
+				}
+				if _, err := l.call("", "IObjectExporter", 5, pdu.UUID{}, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	work.Wait()
+	if l.Stats().Objects != 256 {
+		t.Errorf("%+v", l.Stats())
+	}
+}
