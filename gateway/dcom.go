@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"net"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,12 +12,12 @@ import (
 
 // serveDCOM adds DCOM to the servers of RPC and of the endpoint mapper: clients are told the public name and its first label, the
 // addresses of which they must reach this instance by, as objects are its own.
-func (g *Gateway) serveDCOM(calls, mapper *server.Server, port uint16) error {
+func (g *Gateway) serveDCOM(calls, mapper *server.Server, at *net.TCPAddr) error {
 	names := []string{g.Config.PublicName}
 	if short, _, found := strings.Cut(g.Config.PublicName, "."); found && short != "" {
 		names = append(names, short)
 	}
-	x, err := dcom.New(dcom.Options{Names: names, Port: port, Classes: g.dcomClasses()})
+	x, err := dcom.New(dcom.Options{Names: names, Port: uint16(at.Port), Address: at.IP, Classes: g.dcomClasses()}) //nolint:gosec // a TCP port
 	if err != nil {
 		return err
 	}

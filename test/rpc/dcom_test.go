@@ -61,7 +61,7 @@ func startDCOM(t testing.TB, change func(*dcom.Options)) *exporter {
 	ping := server.Stub(func(context.Context, *server.Call, *icertrequestd.PingRequest) (*icertrequestd.PingResponse, error) {
 		return &icertrequestd.PingResponse{That: &msdcom.ORPCThat{}}, nil
 	})
-	opts := dcom.Options{Names: []string{world.Env("LAB_GATEWAY"), "enroll"}, Port: 49200, Classes: []dcom.Class{{Name: "CCertRequestD",
+	opts := dcom.Options{Names: []string{world.Env("LAB_GATEWAY"), "enroll"}, Port: 49200, Address: net.ParseIP(world.Env("LAB_GW_IP")), Classes: []dcom.Class{{Name: "CCertRequestD",
 		CLSID: pdu.MustUUID("d99e6e74-fc88-11d0-b498-00a0c90312f3"), Interfaces: []server.Interface{
 			face("ICertRequestD", "d99e6e70-fc88-11d0-b498-00a0c90312f3", map[uint16]server.Handler{5: ping}),
 			face("ICertRequestD2", "5422fd3a-d4b8-4cef-a12e-e87d4ca22e90", map[uint16]server.Handler{5: ping, 9: server.Stub(x.ping2)}),

@@ -27,7 +27,7 @@ func impacketDCOM(t *testing.T, x *exporter) {
 	}
 	for step, want := range map[string]string{
 		"ServerAlive2": `["enroll.lab.test","enroll"]`, "Ping2": "0", "RemAddRef": "0", "ComplexPing": "true", "SimplePing": "0", "AddAndDelete": "0", "UnknownSet": "0x778",
-		"ResolveOxid": `["enroll.lab.test[49200]","enroll[49200]"]`, "ResolveOxid2": `["enroll.lab.test[49200]","enroll[49200]"]`, "UnknownOxid": "0x776", "RemRelease": "0",
+		"ResolveOxid": `["enroll.lab.test[49200]","enroll[49200]","127.0.0.20[49200]"]`, "ResolveOxid2": `["enroll.lab.test[49200]","enroll[49200]","127.0.0.20[49200]"]`, "UnknownOxid": "0x776", "RemRelease": "0",
 		"Released": "RPC_E_DISCONNECTED", "UnknownClass": "REGDB_E_CLASSNOTREG", "UnknownInterface": "E_NOINTERFACE", "RemoteGetClassObject": "0",
 	} {
 		if got, _ := json.Marshal(said[step]); !strings.Contains(string(got), want) {

@@ -109,7 +109,7 @@ func (x *Exporter) activate(call *server.Call, objref []byte, factory bool) ([]b
 	default:
 		return nil, code, errors.New("there are too many objects, and all in use")
 	}
-	blob, err := x.propertiesOut(results)
+	blob, err := x.propertiesOut(results, x.exporter(call))
 	if err != nil {
 		return nil, hresult.Unexpected, err
 	}
@@ -118,7 +118,7 @@ func (x *Exporter) activate(call *server.Call, objref []byte, factory bool) ([]b
 
 // propertiesOut builds PropsOutInfo and ScmReplyInfoData, in this order, as Windows does and impacket's client relies on
 // ([MS-DCOM] 2.2.22.2.9, 2.2.22.2.8).
-func (x *Exporter) propertiesOut(results []result) ([]byte, error) {
+func (x *Exporter) propertiesOut(results []result, where *msdcom.DualStringArray) ([]byte, error) {
 	out := &msdcom.PropertiesOutInfo{InterfacesCount: uint32(len(results))} //nolint:gosec // at most maxInterfaces
 	for _, r := range results {
 		var p *msdcom.InterfacePointer
@@ -129,7 +129,7 @@ func (x *Exporter) propertiesOut(results []result) ([]byte, error) {
 		out.HResults = append(out.HResults, r.code.Int32())
 		out.InterfaceData = append(out.InterfaceData, p)
 	}
-	reply := &msdcom.SCMReplyInfoData{RemoteReply: &msdcom.CustomRemoteReplySCMInfo{OXID: x.oxid, OXIDBindings: x.exporter, IPIDRemoteUnknown: (*msdcom.IPID)(guid(x.unknown)),
+	reply := &msdcom.SCMReplyInfoData{RemoteReply: &msdcom.CustomRemoteReplySCMInfo{OXID: x.oxid, OXIDBindings: where, IPIDRemoteUnknown: (*msdcom.IPID)(guid(x.unknown)),
 		AuthnHint: uint32(pdu.LevelPrivacy), ServerVersion: &msdcom.COMVersion{MajorVersion: comMajor, MinorVersion: comMinor}}}
 	p := msdcom.ActivationProperties{DestinationContext: contextDifferentMachine, Properties: []msdcom.ActivationProperty{out, reply}}
 	return p.Marshal()

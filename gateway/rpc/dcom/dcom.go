@@ -30,6 +30,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	msdcom "github.com/oiweiwei/go-msrpc/msrpc/dcom"
@@ -49,6 +50,7 @@ type Class struct {
 type Options struct {
 	Names   []string // of this machine, as clients reach it: the fully qualified one first
 	Port    uint16   // where RegisterObjects' server listens
+	Address net.IP   // where it listens; nil or unspecified for all that the machine has
 	Classes []Class
 	Now     func() time.Time
 
@@ -69,8 +71,8 @@ type Exporter struct {
 	offered  []server.Interface // of classes, checked
 	oxid     uint64
 	unknown  pdu.UUID // IPID of IRemUnknown and IRemUnknown2
+	opts     Options
 	resolver *msdcom.DualStringArray
-	exporter *msdcom.DualStringArray
 	table    *table
 }
 
@@ -97,9 +99,8 @@ func New(opts Options) (*Exporter, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	x := &Exporter{classes: map[pdu.UUID]*class{}, oxid: random64(), unknown: newIPID(), table: newTable(opts)}
+	x := &Exporter{classes: map[pdu.UUID]*class{}, oxid: random64(), unknown: newIPID(), table: newTable(opts), opts: opts}
 	x.resolver = bindings(opts.Names, 0, "")
-	x.exporter = bindings(opts.Names, opts.Port, "host/"+opts.Names[0])
 	seen := map[pdu.UUID]string{iidUnknown: "DCOM", iidClassFactory: "DCOM", iidRemUnknown: "DCOM", iidRemUnknown2: "DCOM"}
 	for _, c := range opts.Classes {
 		if x.classes[c.CLSID] != nil {

@@ -1,12 +1,14 @@
 package dcom
 
 import (
+	"net"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/security"
 )
@@ -281,5 +283,15 @@ func TestManyActivateAtOnce(t *testing.T) {
 	work.Wait()
 	if l.Stats().Objects != 256 {
 		t.Errorf("%+v", l.Stats())
+	}
+}
+
+func TestTheAddressThatAClientHasReachedComesLast(t *testing.T) {
+	for own, want := range map[string]string{"": "10.0.0.1[49200]", "::": "10.0.0.1[49200]", "10.0.0.1": "10.0.0.1[49200]", "10.0.0.2": "enroll[49200]"} {
+		l := newLab(t, func(o *Options) { o.Address = net.ParseIP(own) })
+		list := l.exporter(&server.Call{Local: &net.TCPAddr{IP: net.ParseIP("10.0.0.1"), Port: 135}}).GetStringBindings()
+		if got := list[len(list)-1].NetworkAddr; got != want || list[0].NetworkAddr != "enroll.corp.example[49200]" {
+			t.Errorf("%q: %s", own, got)
+		}
 	}
 }

@@ -2,6 +2,8 @@ package dcom
 
 import (
 	"encoding/binary"
+	"net"
+	"slices"
 	"strconv"
 	"unicode/utf16"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/oiweiwei/go-msrpc/msrpc/dtyp"
 
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 )
 
 // towerTCP is the protocol sequence ncacn_ip_tcp in a STRINGBINDING ([MS-DCOM] 2.2.19.3).
@@ -34,6 +37,19 @@ func bindings(names []string, port uint16, principal string) *msdcom.DualStringA
 	}
 	a = append(a, 0)
 	return &msdcom.DualStringArray{EntriesLength: uint16(len(a)), SecurityOffset: uint16(security), StringArray: a} //nolint:gosec // a few names
+}
+
+// exporter is where the objects are: at the names, and last at the address that the client has reached, as those who know no more of this
+// machine look for it. The security bindings say whose ticket it takes at any of them. The resolver's bindings have no address: for pings
+// clients ask for a ticket of RPCSS at what is written there, which there is for names only.
+func (x *Exporter) exporter(call *server.Call) *msdcom.DualStringArray {
+	names := x.opts.Names
+	if a, ok := call.Local.(*net.TCPAddr); ok && a.IP.To4() != nil {
+		if own := x.opts.Address; len(own) == 0 || own.IsUnspecified() || own.Equal(a.IP) {
+			names = append(slices.Clip(names), a.IP.String())
+		}
+	}
+	return bindings(names, x.opts.Port, "host/"+x.opts.Names[0])
 }
 
 // reference is STDOBJREF ([MS-DCOM] 2.2.18.2).

@@ -62,7 +62,7 @@ func (x *Exporter) resolve(second bool) server.Handler {
 		if err != nil {
 			return nil, &server.Fault{Status: pdu.BadStub, Cause: err}
 		}
-		out := iobjectexporter.ResolveOxid2Response{OXIDBindings: x.exporter, RemoteUnknown: (*msdcom.IPID)(guid(x.unknown)), AuthnHint: uint32(pdu.LevelPrivacy), COMVersion: version()}
+		out := iobjectexporter.ResolveOxid2Response{OXIDBindings: x.exporter(call), RemoteUnknown: (*msdcom.IPID)(guid(x.unknown)), AuthnHint: uint32(pdu.LevelPrivacy), COMVersion: version()}
 		if oxid != x.oxid {
 			out = iobjectexporter.ResolveOxid2Response{COMVersion: version(), Return: noted(call, statusInvalidOXID)}
 		}
