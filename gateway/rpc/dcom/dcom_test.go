@@ -333,3 +333,28 @@ func uuidOf(g *dtyp.GUID) (u pdu.UUID) {
 	copy(u[8:], g.Data4)
 	return u
 }
+
+func TestAFactoryMakesObjects(t *testing.T) {
+	l := newLab(t, nil)
+	out, code := l.table.activate(alice, l.classes[classD], true, []pdu.UUID{iidClassFactory, iidD2})
+	if code != hresult.OK || out[1].code != codeNoInterface {
+		t.Fatalf("%+v, %v", out, code)
+	}
+	factory := out[0].ref.ipid
+	for iid, want := range map[pdu.UUID]hresult.Code{iidD2: hresult.OK, iidUnknown: hresult.OK, iidClassFactory: codeNoInterface, iidRemUnknown: codeNoInterface} {
+		answer, err := l.call(alice, "IClassFactory", 3, factory, append(orpc(7, 0), iid[:]...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hresult.Code(binary.LittleEndian.Uint32(answer[len(answer)-4:])); got != want || (want == hresult.OK) != (len(answer) > 100) {
+			t.Errorf("%s: %v in %d octets", iid, codeName(got), len(answer))
+		}
+	}
+	if answer, err := l.call(alice, "IClassFactory", 4, factory, append(orpc(7, 0), 1, 0, 0, 0)); err != nil || len(answer) != 12 || l.Stats().Objects != 3 {
+		t.Errorf("%x, %v", answer, err)
+	}
+	_, err := l.call(bob, "IClassFactory", 3, factory, append(orpc(7, 0), iidD2[:]...))
+	wantFault(t, err, pdu.Disconnected)
+	_, err = l.call(alice, "IClassFactory", 3, factory, orpc(7, 0))
+	wantFault(t, err, pdu.BadStub)
+}

@@ -48,7 +48,7 @@ func (x *Exporter) guardUnknown(next func(*server.Call, *reader) ([]byte, error)
 }
 
 func disconnected(call *server.Call) error {
-	return &server.Fault{Status: pdu.Disconnected, Cause: fmt.Errorf("the caller has no reference %s to the interface %s: it was released, has ended for want of pings, or is another's", call.Object, call.Interface.Name)}
+	return &server.Fault{Status: pdu.Disconnected, Cause: fmt.Errorf("the caller has no such reference to the interface %s: it was released, has ended for want of pings, or is another's", call.Interface.Name)}
 }
 
 // checkThis judges ORPCTHIS of a call.
