@@ -29,6 +29,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/lint"
 	"github.com/enrollgate/enrollgate/gateway/memory"
 	"github.com/enrollgate/enrollgate/gateway/publish"
+	"github.com/enrollgate/enrollgate/gateway/rpc/dcom"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/ldapsync"
 	"github.com/enrollgate/enrollgate/templates"
@@ -82,6 +83,7 @@ type Gateway struct {
 	cosigning   sync.Mutex                 // held while the audit log is signed and sent to the witnesses
 	secret      []byte                     // encrypts keys at rest
 	sids        sidCache
+	dcom        *dcom.Exporter // nil without RPC
 }
 
 // New opens the database, loads keys and prepares the connection to the directory. Nothing is served yet; Close it.

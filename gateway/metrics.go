@@ -73,6 +73,7 @@ func (m *metrics) witnessed(name string, lines int64, err error) {
 
 // watch adds gauges that are read from the gateway when somebody looks.
 func (m *metrics) watch(g *Gateway) {
+	m.registry.MustRegister(dcomGauges(g)...)
 	m.registry.MustRegister(agentCollector{g}, coverageCollector{g}, caCollector{g},
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "enrollgate_directory_age_seconds",
 			Help: "Age of the directory snapshot that decisions use; -1 before the first."}, func() float64 {

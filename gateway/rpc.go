@@ -33,7 +33,7 @@ func (r *rpcListener) serve() error {
 	return nil
 }
 
-// listenRPC opens the port of ICertPassage and that of the endpoint mapper, where they are configured.
+// listenRPC opens the port of ICertPassage and that of the endpoint mapper, where they are configured. With both there is DCOM.
 func (g *Gateway) listenRPC(acceptor *kerberos.Acceptor) (out []*rpcListener, err error) {
 	if g.Config.Listen.RPC == "off" {
 		return nil, nil
@@ -64,14 +64,14 @@ func (g *Gateway) listenRPC(acceptor *kerberos.Acceptor) (out []*rpcListener, er
 	if g.Config.Listen.EPM == "off" {
 		return out, nil
 	}
-	port := uint16(l.Addr().(*net.TCPAddr).Port) //nolint:gosec // a TCP port
+	at := l.Addr().(*net.TCPAddr)
 	mapper, _, err := open("endpoint mapper", g.Config.Listen.EPM)
 	if err != nil {
 		return out, err
 	}
-	entries := []epm.Entry{{Syntax: icpr.Syntax, Port: port, Annotation: "Certificate enrollment (MS-ICPR)"}}
+	entries := []epm.Entry{{Syntax: icpr.Syntax, Port: uint16(at.Port), Annotation: "Certificate enrollment (MS-ICPR)"}} //nolint:gosec // a TCP port
 	mapper.Register(epm.Interface(func() []epm.Entry { return entries }))
-	return out, nil
+	return out, g.serveDCOM(calls, mapper, at)
 }
 
 // rpcBackend lets the RPC interfaces call the gateway.

@@ -65,8 +65,8 @@ type Listen struct {
 	Metrics string `yaml:"metrics"`
 	// Certificate is for renewals by those who have a client certificate of the gateway.
 	Certificate string `yaml:"certificate"`
-	// RPC is for clients that enroll as at AD CS, by MS-ICPR; EPM is the endpoint mapper that tells them the port of RPC. Empty: port 135
-	// where there is RPC.
+	// RPC is for clients that enroll as at AD CS, by MS-ICPR and DCOM; EPM is the endpoint mapper that tells them the port of RPC, with DCOM's
+	// activation: without it there is no DCOM. Empty: port 135 where there is RPC.
 	RPC string `yaml:"rpc"`
 	EPM string `yaml:"epm"`
 }

@@ -27,6 +27,7 @@ func names(ctx context.Context, p *patient) ([]Finding, error) {
 	} else {
 		out = append(out, well(p.cfg.PublicName, "%s", strings.Join(addresses, ", ")))
 	}
+	out = append(out, dcomFindings(ctx, p.cfg)...)
 	domain := p.cfg.Directory.Domain
 	if domain == "" && p.forestErr == nil {
 		if c, err := p.forest.Controller(ctx); err == nil {
