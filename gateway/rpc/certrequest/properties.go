@@ -106,6 +106,15 @@ var properties = []property{
 // subjectOrder is empty: subjects are as the directory and templates say, and of requests as these have them.
 var subjectOrder []string
 
+// Property is a property of a CA, as GetCAProperty has it.
+func Property(ctx context.Context, b Backend, authority string, id, index, kind int32) ([]byte, error) {
+	ca := b.Facts(ctx, authority)
+	if ca == nil {
+		return nil, hresult.New(hresult.InvalidArg, "there is no CA %q here", authority)
+	}
+	return (&methods{b}).property(ctx, ca, id, index, kind)
+}
+
 // property computes a property, with its index and type as [MS-WCCE] 3.2.1.4.3.2 demands them.
 func (m *methods) property(ctx context.Context, ca *CA, id, index, kind int32) ([]byte, error) {
 	if id < 1 || id > propMax {

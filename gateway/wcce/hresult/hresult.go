@@ -67,6 +67,9 @@ const (
 	AccountDisabled          Code = 0x80070533 // ERROR_ACCOUNT_DISABLED
 	InvalidMessageFormat     Code = 0x803D0000 // WS_E_INVALID_FORMAT
 	FileNotFound             Code = 0x80070002 // ERROR_FILE_NOT_FOUND
+	InvalidHandle            Code = 0x80070006 // ERROR_INVALID_HANDLE
+	Overflow                 Code = 0x80070216 // ERROR_ARITHMETIC_OVERFLOW
+	NotImplemented           Code = 0x80004001 // E_NOTIMPL
 	CertExpired              Code = 0x800B0101 // CERT_E_EXPIRED
 	CertRevoked              Code = 0x800B010C // CERT_E_REVOKED
 )
@@ -94,7 +97,8 @@ var names = map[Code]string{
 	SubjectEmailRequired: "CERTSRV_E_SUBJECT_EMAIL_REQUIRED", UnknownCertType: "CERTSRV_E_UNKNOWN_CERT_TYPE",
 	TooManySignatures: "CERTSRV_E_TOO_MANY_SIGNATURES", RenewalBadPublicKey: "CERTSRV_E_RENEWAL_BAD_PUBLIC_KEY",
 	InvalidEK: "CERTSRV_E_INVALID_EK", KeyAttestation: "CERTSRV_E_KEY_ATTESTATION",
-	LogonFailure: "ERROR_LOGON_FAILURE", FileNotFound: "ERROR_FILE_NOT_FOUND", CertExpired: "CERT_E_EXPIRED", CertRevoked: "CERT_E_REVOKED",
+	LogonFailure: "ERROR_LOGON_FAILURE", FileNotFound: "ERROR_FILE_NOT_FOUND", InvalidHandle: "ERROR_INVALID_HANDLE",
+	Overflow: "ERROR_ARITHMETIC_OVERFLOW", NotImplemented: "E_NOTIMPL", CertExpired: "CERT_E_EXPIRED", CertRevoked: "CERT_E_REVOKED",
 	NoSuchUser: "ERROR_NO_SUCH_USER", AccountDisabled: "ERROR_ACCOUNT_DISABLED", InvalidMessageFormat: "WS_E_INVALID_FORMAT",
 }
 
