@@ -234,7 +234,7 @@ func (b adminBackend) archivedKey(ctx context.Context, caller templates.Caller, 
 	}
 	if needed, err := g.Escrow.Needed(entry); err != nil || needed > 1 {
 		return nil, hresult.New(hresult.AccessDenied, "the archived key %d takes %d agents by the recovery policy %q, which certutil cannot do", entry.ID, max(needed, entry.Required), entry.Policy).
-			WithFix("open a case for it: enrollgate recovery open --serial %s", row.Serial)
+			WithFix("open a case for it: enrollgate recovery open --owner %s", entry.Owner)
 	}
 	agents, err := g.Escrow.RecipientsOf(ctx, entry)
 	if err != nil {
