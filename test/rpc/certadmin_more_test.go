@@ -176,3 +176,27 @@ func TestExtensionsAndAttributesOfARequestAreListed(t *testing.T) {
 		t.Errorf("after %s: %q", all[1], rest)
 	}
 }
+
+func TestConfigurationEntriesAreVariants(t *testing.T) {
+	startManaged(t, 1)
+	carol := dialAdmin(t, "carol", dcerpc.WithSeal())
+	entry := func(node, name string) *icertadmind2.GetConfigEntryResponse {
+		t.Helper()
+		out, err := carol.GetConfigEntry(comContext(t), &icertadmind2.GetConfigEntryRequest{This: this(), Authority: world.CAName, NodePath: node, Entry: name})
+		if out == nil || out.Variant == nil {
+			t.Fatal(name, err)
+		}
+		return out
+	}
+	name, ok := entry("", "CommonName").Variant.VarUnion.Value.(*oaut.Variant_VarUnion_BSTR)
+	if !ok || name.BSTR.Data != world.CAName {
+		t.Errorf("%+v", name)
+	}
+	kind, ok := entry("", "InterfaceFlags").Variant.VarUnion.Value.(*oaut.Variant_VarUnion_Long)
+	if !ok || kind.Long != 0x600 {
+		t.Errorf("%+v", kind)
+	}
+	if out := entry("CSP", "Provider"); hresult.Code(uint32(out.Return)) != hresult.FileNotFound || out.Variant.VT != 0 {
+		t.Errorf("%+v", out)
+	}
+}

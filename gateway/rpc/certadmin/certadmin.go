@@ -139,6 +139,7 @@ func (a *Admin) methods2() map[uint16]server.Handler {
 		35: orpc.Handler(orpc.Layout{authority, orpc.Long, orpc.Long, orpc.Long}, a.enumViewColumnTable),
 		38: orpc.Handler(orpc.Layout{authority}, a.ping2),
 		39: orpc.Handler(orpc.Layout{authority, orpc.Long}, a.getArchivedKey),
+		44: orpc.Handler(orpc.Layout{authority, orpc.String(maxName), orpc.RefString(maxName)}, a.getConfigEntry),
 		47: orpc.Handler(orpc.Layout{authority}, a.getMyRoles),
 	}
 	a.refuse2(out)

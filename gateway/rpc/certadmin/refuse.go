@@ -62,7 +62,6 @@ func (a *Admin) refuse2(to map[uint16]server.Handler) {
 		41: func(r int32) ndr.Marshaler { return &icertadmind2.SetAuditFilterResponse{Return: r} },
 		42: func(r int32) ndr.Marshaler { return &icertadmind2.GetOfficerRightsResponse{Return: r} },
 		43: func(r int32) ndr.Marshaler { return &icertadmind2.SetOfficerRightsResponse{Return: r} },
-		44: func(r int32) ndr.Marshaler { return &icertadmind2.GetConfigEntryResponse{Return: r} },
 		45: func(r int32) ndr.Marshaler { return &icertadmind2.SetConfigEntryResponse{Return: r} },
 		46: func(r int32) ndr.Marshaler { return &icertadmind2.ImportKeyResponse{Return: r} },
 		48: func(r int32) ndr.Marshaler { return &icertadmind2.DeleteRowResponse{Return: r} },
