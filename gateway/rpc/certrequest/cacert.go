@@ -70,9 +70,9 @@ func (m *methods) exchange(ctx context.Context, ca *CA, id int32) ([]byte, error
 		return cert.Raw, nil
 	}
 	signing := ca.newest()
-	for i := range ca.Signing {
-		if cert.CheckSignatureFrom(ca.Signing[i].Certificate) == nil {
-			signing = &ca.Signing[i]
+	for i := range ca.Signing { // of those with the key, the newest that is valid
+		if s := &ca.Signing[i]; ca.state(s) == dispValid && cert.CheckSignatureFrom(s.Certificate) == nil {
+			signing = s
 		}
 	}
 	var crl []byte
