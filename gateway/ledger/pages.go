@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,35 @@ var kinds = map[Kind]string{
 	KindDenied:  "state IN ('denied', 'failed') AND state = 'denied'",
 }
 
+// pairs are kinds that an index has together.
+var pairs = []struct {
+	of        [2]Kind
+	condition string
+}{
+	{[2]Kind{KindQueued, KindPending}, "state IN ('open', 'pending', 'approved', 'waiting')"},
+	{[2]Kind{KindFailed, KindDenied}, "state IN ('denied', 'failed')"},
+}
+
+// oneOf is the condition for some kinds.
+func oneOf(list []Kind) string {
+	for _, p := range pairs {
+		if len(list) == 2 && slices.Contains(list, p.of[0]) && slices.Contains(list, p.of[1]) {
+			return p.condition
+		}
+	}
+	if len(list) == 0 {
+		return "1 = 0"
+	}
+	var out []string
+	for _, k := range list {
+		out = append(out, kinds[k])
+	}
+	if len(out) == 1 { // without brackets, so that the condition of its index is found
+		return out[0]
+	}
+	return "(" + strings.Join(out, " OR ") + ")"
+}
+
 // Query says which requests a page has: those that are all that it names.
 type Query struct {
 	CA          string
@@ -77,16 +107,7 @@ func (l *Ledger) Page(ctx context.Context, q Query) ([]*Row, error) {
 	add(!q.EndFrom.IsZero(), "not_after >= ?", q.EndFrom.UnixMilli())
 	add(!q.EndTo.IsZero(), "not_after > 0 AND not_after <= ?", q.EndTo.UnixMilli())
 	if q.Kinds != nil {
-		list := []string{"1 = 0"}
-		for _, k := range q.Kinds {
-			list = append(list, kinds[k])
-		}
-		switch len(q.Kinds) {
-		case 1:
-			conditions = append(conditions, list[1])
-		default:
-			conditions = append(conditions, "("+strings.Join(list, " OR ")+")")
-		}
+		conditions = append(conditions, oneOf(q.Kinds))
 	}
 	order := "id"
 	if q.Descending {
