@@ -168,10 +168,12 @@ func (g *Gateway) revocationOf(ctx context.Context, ca *CA, s *CAStatus, out *ce
 		if !bytes.Equal(out.Certificate.RawSubjectPublicKeyInfo, ca.Local.Certificate().RawSubjectPublicKeyInfo) {
 			return
 		}
-		if crl, err := ca.Local.CRL(ctx); err != nil {
-			g.Log.WithError(err).Error("the revocation list cannot be made")
-		} else {
-			out.CRL = crl
+		out.CRL = func() ([]byte, error) {
+			crl, err := ca.Local.CRL(ctx)
+			if err != nil {
+				return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the revocation list cannot be made now")
+			}
+			return crl, nil
 		}
 		address := "http://" + g.Config.PublicName
 		out.CDP, out.AIA = []string{address + "/crl/" + urlName(ca.Name) + ".crl"}, []string{address + "/aia/" + urlName(ca.Name) + ".crt"}
@@ -184,8 +186,8 @@ func (g *Gateway) revocationOf(ctx context.Context, ca *CA, s *CAStatus, out *ce
 	if newest == nil || !issuedBy(newest, out.Certificate) {
 		return
 	}
-	if s.CRL != nil {
-		out.CRL = s.CRL.list
+	if s.CRL != nil && s.CRL.list != nil {
+		out.CRL = func() ([]byte, error) { return s.CRL.list, nil }
 	}
 	out.CDP, out.AIA, out.OCSP = newest.CRLDistributionPoints, newest.IssuingCertificateURL, newest.OCSPServer
 }

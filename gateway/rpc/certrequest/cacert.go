@@ -77,7 +77,9 @@ func (m *methods) exchange(ctx context.Context, ca *CA, id int32) ([]byte, error
 	}
 	var crl []byte
 	if id == propExchangeCRLChain {
-		crl = signing.CRL
+		if crl, err = signing.crl(); err != nil {
+			return nil, err
+		}
 	}
 	return message(cert.Raw, append([]*x509.Certificate{cert}, signing.chain()...), crl)
 }

@@ -164,25 +164,31 @@ func (m *methods) getCAProperty(ctx context.Context, call *server.Call, in *icer
 }
 
 // getCAPropertyInfo is ICertRequestD2::GetCAPropertyInfo ([MS-WCCE] 3.2.1.4.3.3).
-func (m *methods) getCAPropertyInfo(ctx context.Context, call *server.Call, in *icertrequestd2.GetCAPropertyInfoRequest) (*icertrequestd2.GetCAPropertyInfoResponse, error) {
-	_, err := m.facts(ctx, call, in.Authority)
-	if err != nil {
+func (m *methods) getCAPropertyInfo(_ context.Context, call *server.Call, in *icertrequestd2.GetCAPropertyInfoRequest) (*icertrequestd2.GetCAPropertyInfoResponse, error) {
+	if err := m.here(call, in.Authority); err != nil {
 		return &icertrequestd2.GetCAPropertyInfoResponse{PropertyInfo: blob(nil), Return: failed(call, err)}, nil
 	}
 	count, table := PropertyInfo()
 	return &icertrequestd2.GetCAPropertyInfoResponse{PropertyCount: count, PropertyInfo: blob(table)}, nil
 }
 
+// here tells whether a CA is here, "" being the first one.
+func (m *methods) here(call *server.Call, authority string) error {
+	err := private(call)
+	if err == nil && authority != "" && m.backend.CA(authority) == "" {
+		err = hresult.New(hresult.InvalidArg, "there is no CA %q here", authority)
+	}
+	return err
+}
+
 // ping is ICertRequestD::Ping ([MS-WCCE] 3.2.1.4.2.3).
-func (m *methods) ping(ctx context.Context, call *server.Call, in *icertrequestd.PingRequest) (*icertrequestd.PingResponse, error) {
-	_, err := m.facts(ctx, call, in.Authority)
-	return &icertrequestd.PingResponse{Return: failed(call, err)}, nil
+func (m *methods) ping(_ context.Context, call *server.Call, in *icertrequestd.PingRequest) (*icertrequestd.PingResponse, error) {
+	return &icertrequestd.PingResponse{Return: failed(call, m.here(call, in.Authority))}, nil
 }
 
 // ping2 is ICertRequestD2::Ping2 ([MS-WCCE] 3.2.1.4.3.4).
-func (m *methods) ping2(ctx context.Context, call *server.Call, in *icertrequestd2.Ping2Request) (*icertrequestd2.Ping2Response, error) {
-	_, err := m.facts(ctx, call, in.Authority)
-	return &icertrequestd2.Ping2Response{Return: failed(call, err)}, nil
+func (m *methods) ping2(_ context.Context, call *server.Call, in *icertrequestd2.Ping2Request) (*icertrequestd2.Ping2Response, error) {
+	return &icertrequestd2.Ping2Response{Return: failed(call, m.here(call, in.Authority))}, nil
 }
 
 // octets opens a CERTTRANSBLOB ([MS-WCCE] 2.2.2.2), whose lengths were compared before.

@@ -25,9 +25,9 @@ type CA struct {
 // Signing is a certificate of the CA.
 type Signing struct {
 	Certificate *x509.Certificate
-	Above       []*x509.Certificate // its issuers, up to the root as far as known
-	CRL         []byte              // in DER; nil where none is known
-	NoCRL       bool                // its key signs no revocation lists
+	Above       []*x509.Certificate    // its issuers, up to the root as far as known
+	CRL         func() ([]byte, error) // its newest revocation list in DER; nil where none is known
+	NoCRL       bool                   // its key signs no revocation lists
 	Revoked     bool
 
 	// What the CA puts into the certificates that it issues:
@@ -61,6 +61,14 @@ const (
 	dispValid   = 3
 	dispInvalid = 4
 )
+
+// crl is the revocation list; nil where there is none.
+func (s *Signing) crl() ([]byte, error) {
+	if s.CRL == nil {
+		return nil, nil
+	}
+	return s.CRL()
+}
 
 // state is the disposition of a certificate.
 func (ca *CA) state(s *Signing) byte {

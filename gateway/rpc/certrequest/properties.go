@@ -65,7 +65,7 @@ var properties = []property{
 	{0x0e, typeLong, single, "CA Exchange Certificate Count", func(*CA, int) ([]byte, error) { return long(1), nil }},
 	{propExchange, typeBinary, exchange, "CA Exchange Certificate", nil},
 	{propExchangeChain, typeBinary, exchange, "CA Exchange Certificate Chain", nil},
-	{0x11, typeBinary, perNewest, "Base CRL", func(ca *CA, i int) ([]byte, error) { return ca.Signing[i].CRL, nil }},
+	{0x11, typeBinary, perNewest, "Base CRL", func(ca *CA, i int) ([]byte, error) { return ca.Signing[i].crl() }},
 	{0x12, typeBinary, perNewest, "Delta CRL", func(*CA, int) ([]byte, error) { return nil, nil }},
 	{0x13, typeLong, perCert, "CA Signing Certificates State", func(ca *CA, _ int) ([]byte, error) {
 		return ca.states(func(i int) byte { return ca.state(&ca.Signing[i]) }), nil
@@ -82,7 +82,7 @@ var properties = []property{
 	{0x1d, typeString, single, "Configured Certificate Templates", templateList},
 	{0x1e, typeLong, perNewest, "Base CRL Publishing Status", crlStatus},
 	{0x1f, typeLong, perNewest, "Delta CRL Publishing State", func(*CA, int) ([]byte, error) { return nil, missing("there are no delta CRLs") }},
-	{0x20, typeBinary, perNewest, "CA Signing Certificate Chain and CRL", func(ca *CA, i int) ([]byte, error) { return message(nil, ca.Signing[i].chain(), ca.Signing[i].CRL) }},
+	{0x20, typeBinary, perNewest, "CA Signing Certificate Chain and CRL", crlChain},
 	{propExchangeCRLChain, typeBinary, exchange, "CA Exchange Certificate Chain and CRL", nil},
 	{0x22, typeLong, perNewest, "CA Signing Certificate Status", certStatus},
 	{0x23, typeBinary, forward, "CA Forward Cross Certificate", noCross},
@@ -188,6 +188,15 @@ func templateList(ca *CA, _ int) ([]byte, error) {
 		lines = append(lines, t.Name, t.OID)
 	}
 	return list(lines), nil
+}
+
+// crlChain is [MS-WCCE] 3.2.1.4.3.2.32.
+func crlChain(ca *CA, i int) ([]byte, error) {
+	crl, err := ca.Signing[i].crl()
+	if err != nil {
+		return nil, err
+	}
+	return message(nil, ca.Signing[i].chain(), crl)
 }
 
 func agentStates(ca *CA, _ int) ([]byte, error) {
