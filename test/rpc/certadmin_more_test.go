@@ -143,7 +143,7 @@ func TestManagersAloneRead(t *testing.T) {
 		name, _, _ := strings.Cut(text(table.ColumnInfo.Buffer[at:]), "\x00")
 		names = append(names, name)
 	}
-	if all := strings.Join(names, " "); !strings.HasPrefix(all, "Request.RequestID Request.RawRequest Request.StatusCode Request.Disposition ") || !strings.Contains(all, " NotAfter ") {
+	if all := strings.Join(names, " "); !strings.HasPrefix(all, "Request.RequestID Request.RawRequest Request.RawArchivedKey ") || !strings.Contains(all, " NotAfter SubjectKeyIdentifier ") {
 		t.Error(all)
 	}
 }

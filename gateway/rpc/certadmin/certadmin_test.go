@@ -335,3 +335,18 @@ func FuzzStubs(f *testing.F) {
 		_, _ = i.Handle(t.Context(), c, stub)
 	})
 }
+
+func TestColumnsHaveTheirNumbersInOrder(t *testing.T) {
+	for i := 1; i < len(columns); i++ {
+		if was, is := columns[i-1].id, columns[i].id; is <= was || is-was > 1 && is != colCertID && is != 0x1022 && is != 0x2001 {
+			t.Errorf("0x%x %s follows 0x%x %s", is, columns[i].name, was, columns[i-1].name)
+		}
+	}
+	for set, list := range columnSets {
+		for _, id := range list {
+			if columnOf(id) == nil {
+				t.Errorf("the set 0x%x has the unknown column 0x%x", set, id)
+			}
+		}
+	}
+}
