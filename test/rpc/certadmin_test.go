@@ -264,18 +264,8 @@ func TestManagersListRequests(t *testing.T) {
 	if total != 4 || !slices.Equal(ids(rows), everything) {
 		t.Fatalf("%v of %d", ids(rows), total)
 	}
-	for i, disposition := range []uint32{20, 21, 9, 31} {
-		if !bytes.Equal(rows[i].columns[0x1009], u32(disposition)) || !bytes.Equal(rows[i].columns[0x1000], u32(rows[i].id)) || len(rows[i].columns[0x100b]) != 8 {
-			t.Errorf("row %d: %x", i, rows[i].columns)
-		}
-	}
+	checkRows(t, rows, issued)
 	first := rows[0].columns
-	if text(first[0x1010]) != "alice@LAB.TEST\x00" || !bytes.Equal(first[0x2001], issued.Certificate) || !strings.HasSuffix(text(first[0x2006]), issued.Serial+"\x00") || !strings.HasPrefix(text(first[0x2003]), "1.3.6.1.4.1.311.21.8.") {
-		t.Errorf("%q, %q, %q", text(first[0x1010]), text(first[0x2006]), text(first[0x2003]))
-	}
-	if p := rows[2].columns; text(p[0x101a]) != "pending.lab.test\x00" || len(p[0x2001]) != 0 || len(p[0x1001]) < 500 {
-		t.Errorf("%q", text(p[0x101a]))
-	}
 	equal := func(column uint32, value []byte) *csra.CertViewRestriction {
 		return &csra.CertViewRestriction{ColumnIndex: column, SeekOperator: 1, Value: value}
 	}
@@ -306,6 +296,23 @@ func TestManagersListRequests(t *testing.T) {
 		}
 	}
 	checkPages(t, carol, everything)
+}
+
+// checkRows wants an issued, a revoked, a pending and a denied request.
+func checkRows(t *testing.T, rows []listed, issued *ledger.Row) {
+	t.Helper()
+	for i, disposition := range []uint32{20, 21, 9, 31} {
+		if !bytes.Equal(rows[i].columns[0x1009], u32(disposition)) || !bytes.Equal(rows[i].columns[0x1000], u32(rows[i].id)) || len(rows[i].columns[0x100b]) != 8 {
+			t.Errorf("row %d: %x", i, rows[i].columns)
+		}
+	}
+	first := rows[0].columns
+	if text(first[0x1010]) != "alice@LAB.TEST\x00" || !bytes.Equal(first[0x2001], issued.Certificate) || !strings.HasSuffix(text(first[0x2006]), issued.Serial+"\x00") || !strings.HasPrefix(text(first[0x2003]), "1.3.6.1.4.1.311.21.8.") {
+		t.Errorf("%q, %q, %q", text(first[0x1010]), text(first[0x2006]), text(first[0x2003]))
+	}
+	if p := rows[2].columns; text(p[0x101a]) != "pending.lab.test\x00" || len(p[0x2001]) != 0 || len(p[0x1001]) < 500 {
+		t.Errorf("%q", text(p[0x101a]))
+	}
 }
 
 // checkPages reads a view in pieces, from 0 and from 1.
