@@ -246,8 +246,14 @@ func (g *Gateway) logHealth(h *escrow.Health) {
 }
 
 // logUnknownNames says which recovery policies name accounts or groups that cannot be found: nobody has a role of those, and the
-// keys of owners that only their groups tell are not archived.
+// keys of owners that only their groups tell are not archived. So it is with certificate managers.
 func (g *Gateway) logUnknownNames(ctx context.Context) {
+	for _, name := range g.Config.CertificateManagers {
+		if _, err := g.sids.of(ctx, g, name); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("no certificate manager can work over RPC now: is the name under certificate_managers right?")
+			break
+		}
+	}
 	for _, p := range g.Escrow.Policies() {
 		for _, name := range slices.Concat(p.Groups, p.Managers, p.Approvers) {
 			if _, err := g.sids.of(ctx, g, name); err != nil && ctx.Err() == nil {

@@ -33,6 +33,8 @@ type CAStatus struct {
 	CRL       *Revocation `json:"crl,omitempty"`  // nil where nothing is issued yet
 	OCSP      *Revocation `json:"ocsp,omitempty"` // nil where certificates name no responder
 	Advice    []string    `json:"advice,omitempty"`
+
+	issuing, newest *x509.Certificate // of the CA, and what it has issued last; nil where not known
 }
 
 // Revocation is what became of asking for a revocation list, or a responder about the newest certificate.
@@ -41,7 +43,12 @@ type Revocation struct {
 	NextUpdate time.Time `json:"next_update,omitzero"`
 	Status     string    `json:"status,omitempty"` // good, revoked or unknown, of OCSP
 	Error      string    `json:"error,omitempty"`
+
+	list []byte // in DER, where it is good and not too large to keep
 }
+
+// maxKeptCRL is the largest revocation list of another CA that is kept for clients who ask for it over RPC.
+const maxKeptCRL = 1 << 20
 
 // endsSoon is how long before its end a CA certificate is spoken of.
 const endsSoon = 30 * 24 * time.Hour
@@ -72,6 +79,7 @@ func (g *Gateway) CAStatus(ctx context.Context) ([]CAStatus, error) {
 			if err := g.rememberChain(ctx, ca.Name, chain); err != nil {
 				return nil, err
 			}
+			s.issuing = chain[0]
 			s.Subject, s.NotAfter = dn.Show(chain[0].RawSubject), chain[0].NotAfter.UTC()
 			if err := g.askAboutNewest(ctx, client, ca, chain, &s); err != nil {
 				return nil, err
@@ -102,6 +110,7 @@ func (g *Gateway) askAboutNewest(ctx context.Context, client *http.Client, ca *C
 	if err != nil {
 		return fmt.Errorf("request %d: stored certificate: %w", row.ID, err)
 	}
+	s.newest = cert
 	above := g.chainFor(ca.Name, chain, cert)
 	s.CRL = &Revocation{}
 	list, url, err := status.FetchCRL(ctx, client, cert, above[0], g.now())
@@ -111,6 +120,8 @@ func (g *Gateway) askAboutNewest(ctx context.Context, client *http.Client, ca *C
 	}
 	if err != nil {
 		s.CRL.Error = err.Error()
+	} else if len(list.Raw) <= maxKeptCRL {
+		s.CRL.list = list.Raw
 	}
 	answer, url, err := status.AskOCSP(ctx, client, cert, above[0])
 	if url == "" {

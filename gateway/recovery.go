@@ -206,6 +206,13 @@ func (w *statusWriter) WriteHeader(status int) {
 
 // newCases joins the cases and the batches with the directory and the ledger.
 func (g *Gateway) newCases() (*cases.Cases, *batch.Batches) {
+	roles := *g.roles()
+	return cases.New(cases.Options{Roles: roles, Chain: g.ChainOf}),
+		batch.New(batch.Options{Roles: roles})
+}
+
+// roles tell who is a manager or an approver of a recovery policy.
+func (g *Gateway) roles() *people.Roles {
 	account := func(ctx context.Context, name string) (templates.Subject, error) {
 		return g.Directory.SubjectByName(ctx, name)
 	}
@@ -213,7 +220,5 @@ func (g *Gateway) newCases() (*cases.Cases, *batch.Batches) {
 		p, err := g.proof(ctx, cert)
 		return p.Owner, err
 	}
-	roles := people.Roles{DB: g.DB, Escrow: g.Escrow, Now: g.now, IsOneOf: g.isStillOneOf, Account: account, HolderOf: holder}
-	return cases.New(cases.Options{Roles: roles, Chain: g.ChainOf}),
-		batch.New(batch.Options{Roles: roles})
+	return &people.Roles{DB: g.DB, Escrow: g.Escrow, Now: g.now, IsOneOf: g.isStillOneOf, Account: account, HolderOf: holder}
 }

@@ -39,11 +39,14 @@ type Config struct {
 	Lint             Lint        `yaml:"lint"`
 	AcceptRisk       []Risk      `yaml:"accept_risk"`
 	EnrollmentAgents []AgentRule `yaml:"enrollment_agents"`
-	Escrow           Escrow      `yaml:"escrow"`
-	Audit            Audit       `yaml:"audit"`
-	Publish          Publish     `yaml:"publish"`
-	Leavers          Leavers     `yaml:"leavers"`
-	Log              Log         `yaml:"log"`
+	// CertificateManagers are the accounts and groups that approve, deny, list and revoke over RPC, by certutil or the Certification
+	// Authority console; they approve and deny nothing that they have asked for, or that is for them.
+	CertificateManagers []string `yaml:"certificate_managers"`
+	Escrow              Escrow   `yaml:"escrow"`
+	Audit               Audit    `yaml:"audit"`
+	Publish             Publish  `yaml:"publish"`
+	Leavers             Leavers  `yaml:"leavers"`
+	Log                 Log      `yaml:"log"`
 }
 
 // Secret is a value that does not stand in the file itself.
@@ -252,6 +255,9 @@ func (c *Config) Check() []string {
 	for i, rule := range c.EnrollmentAgents {
 		need(len(rule.Agents) > 0 && len(rule.Subjects) > 0 && len(rule.Templates) > 0,
 			"enrollment_agents[%d]: agents, subjects and templates are needed: who may enroll whom, by which templates", i)
+	}
+	for i, name := range c.CertificateManagers {
+		need(strings.TrimSpace(name) != "", "certificate_managers[%d]: empty; name an account or a group, such as 'CORP\\Certificate Managers'", i)
 	}
 	c.Escrow.check(need)
 	c.Audit.check(need)

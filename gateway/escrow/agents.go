@@ -135,6 +135,9 @@ func (e *Escrow) Agents(ctx context.Context) ([]Agent, error) {
 	return slices.DeleteFunc(known, func(a Agent) bool { return a.former }), err
 }
 
+// AgentsAtHand are the designated agents as they were read last, which is at most a second ago while the gateway serves. Nobody may change them.
+func (e *Escrow) AgentsAtHand() []Agent { return *e.agents.Load() }
+
 // known are all agents that were ever designated, oldest first.
 func (e *Escrow) known(ctx context.Context) ([]Agent, error) {
 	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT certificate, added, added_by, removed, hybrid, hybrid_only, hybrid_signature FROM escrow_agents ORDER BY added, fingerprint")

@@ -15,9 +15,9 @@ const (
 	escapeLength  = 5  // "!0023"
 )
 
-// SanitizedShortName is how the directory calls the objects of a CA ([MS-WCCE] 3.1.1.4.1.1): disallowed characters are
-// written as ! and four hexadecimal digits, and what is longer than 51 characters ends in a hash of the rest.
-func SanitizedShortName(name string) string {
+// SanitizedName is the name of a CA without the characters that the names of files and objects do not have ([MS-WCCE] 3.1.1.4.1.1):
+// they are written as ! and four hexadecimal digits.
+func SanitizedName(name string) string {
 	var b strings.Builder
 	for _, unit := range utf16.Encode([]rune(name)) {
 		if unit < 0x20 || unit >= 0x7F || strings.ContainsRune(disallowed, rune(unit)) {
@@ -26,7 +26,13 @@ func SanitizedShortName(name string) string {
 			b.WriteByte(byte(unit))
 		}
 	}
-	full := b.String()
+	return b.String()
+}
+
+// SanitizedShortName is how the directory calls the objects of a CA ([MS-WCCE] 3.1.1.4.1.1): its sanitized name, of which what is longer
+// than 51 characters ends in a hash of the rest.
+func SanitizedShortName(name string) string {
+	full := SanitizedName(name)
 	if len(full) <= shortNameBase {
 		return full
 	}

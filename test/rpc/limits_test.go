@@ -31,6 +31,10 @@ func (nothing) CA(name string) string { return name }
 func (nothing) Enroll(context.Context, templates.Caller, string, []wcce.NameValue, []byte) (*request.Reply, error) {
 	return &request.Reply{RequestID: 1, Pending: true, Message: "Taken Under Submission"}, nil
 }
+func (n nothing) PollSerial(ctx context.Context, c templates.Caller, _, serial string) (*request.Reply, error) {
+	return n.Poll(ctx, c, serial)
+}
+
 func (n nothing) Poll(ctx context.Context, c templates.Caller, _ string) (*request.Reply, error) {
 	return n.Enroll(ctx, c, "", nil, nil)
 }

@@ -77,7 +77,7 @@ func (p *passage) certServerRequest(ctx context.Context, call *server.Call, in *
 			call.Log("cause", e.Cause.Error())
 		}
 	} else {
-		call.Result(map[uint32]string{request.Issued: "issued", request.UnderSubmission: "pending"}[out.Disposition])
+		call.Result(map[uint32]string{request.Issued: "issued", request.UnderSubmission: "pending", request.Revoked: "revoked"}[out.Disposition])
 	}
 	if out.RequestID != 0 {
 		call.Log("request", out.RequestID)

@@ -46,6 +46,11 @@ func (b *backend) Poll(_ context.Context, _ templates.Caller, id string) (*reque
 	return &request.Reply{RequestID: 9, Pending: true, Message: "pending " + id, Full: []byte("full")}, nil
 }
 
+func (b *backend) PollSerial(_ context.Context, _ templates.Caller, _, serial string) (*request.Reply, error) {
+	b.calls++
+	return nil, hresult.New(hresult.PropertyEmpty, "no %s", serial)
+}
+
 func call() *server.Call {
 	return &server.Call{Caller: &templates.Caller{Principal: "alice@CORP.EXAMPLE"}, Level: pdu.LevelPrivacy}
 }

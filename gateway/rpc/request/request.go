@@ -23,6 +23,7 @@ type Args struct {
 	Flags      uint32
 	Authority  string // name of the CA, or its sanitized short name
 	RequestID  uint32 // of the request that is asked about; 0 for a new one
+	Serial     string // of the certificate that is asked about, in hexadecimal (ICertRequestD2::Request2 only)
 	Attributes string // as ParseAttributes takes them
 	Request    []byte // empty where only the state of RequestID is asked
 }
@@ -42,6 +43,7 @@ const (
 	Denied          = 2
 	Issued          = 3
 	UnderSubmission = 5
+	Revoked         = 6
 )
 
 // Backend is the gateway.
@@ -51,12 +53,15 @@ type Backend interface {
 	Enroll(ctx context.Context, caller templates.Caller, ca string, attributes []wcce.NameValue, request []byte) (*Reply, error)
 	// Poll tells what became of a request of the caller's own.
 	Poll(ctx context.Context, caller templates.Caller, requestID string) (*Reply, error)
+	// PollSerial is Poll by the serial number of the certificate.
+	PollSerial(ctx context.Context, caller templates.Caller, ca, serial string) (*Reply, error)
 }
 
 // Reply is what became of a request that was not refused.
 type Reply struct {
 	RequestID   int64
 	Pending     bool
+	Revoked     bool // issued, and revoked since
 	Message     string
 	Certificate []byte // DER; nil while pending
 	CertsOnly   []byte // CMS; nil while pending
@@ -97,7 +102,11 @@ func Do(ctx context.Context, b Backend, caller templates.Caller, in Args) (Answe
 		return refusal(in, err), err
 	}
 	out := Answer{Disposition: Issued, Message: reply.Message, Certificate: reply.Certificate, Chain: reply.CertsOnly, RequestID: wireID(reply.RequestID)}
-	if reply.Pending {
+	switch {
+	case reply.Revoked: // of a certificate that is to be used no more there is nothing but the state
+		out.Disposition, out.Certificate, out.Chain, out.Message = Revoked, nil, nil, "Revoked"
+		return out, nil
+	case reply.Pending:
 		out.Disposition = UnderSubmission
 	}
 	if in.Flags&flagFullResponse != 0 {
@@ -120,8 +129,16 @@ func do(ctx context.Context, b Backend, caller templates.Caller, in Args) (*Repl
 		return nil, hresult.New(hresult.InvalidArg, "there is no CA %q here", in.Authority)
 	}
 	if len(in.Request) == 0 {
-		if in.RequestID == 0 {
+		switch serial := strings.TrimLeft(in.Serial, "0"); { // [MS-WCCE] 3.2.1.4.3.1.2
+		case in.RequestID == 0 && in.Serial == "":
 			return nil, hresult.New(hresult.InvalidArg, "neither a request nor the number of one was sent")
+		case in.RequestID != 0 && in.Serial != "":
+			return nil, hresult.New(hresult.InvalidArg, "the number of a request and the serial number of a certificate were sent; one of them is enough")
+		case in.RequestID == 0:
+			if len(serial) == 0 || len(serial) > maxSerial || strings.Trim(serial, "0123456789abcdefABCDEF") != "" {
+				return nil, hresult.New(hresult.InvalidArg, "%q is no serial number in hexadecimal", in.Serial)
+			}
+			return b.PollSerial(ctx, caller, ca, strings.ToLower(serial))
 		}
 		return b.Poll(ctx, caller, strconv.FormatUint(uint64(in.RequestID), 10))
 	}
@@ -130,6 +147,9 @@ func do(ctx context.Context, b Backend, caller templates.Caller, in Args) (*Repl
 	}
 	return b.Enroll(ctx, caller, ca, ParseAttributes(in.Attributes), in.Request)
 }
+
+// maxSerial is the range of pwszSerialNumber ([MS-WCCE] 3.2.1.4.3.1) without the final zero.
+const maxSerial = 63
 
 // checkFlags refuses what is not served, and a request of another type than the flags say. Which of the types it is, of those of one
 // container, the request itself says: renewals and requests on behalf of others are PKCS #7 or CMC.

@@ -66,6 +66,12 @@ const (
 	LogonFailure             Code = 0x8007052E // ERROR_LOGON_FAILURE
 	AccountDisabled          Code = 0x80070533 // ERROR_ACCOUNT_DISABLED
 	InvalidMessageFormat     Code = 0x803D0000 // WS_E_INVALID_FORMAT
+	FileNotFound             Code = 0x80070002 // ERROR_FILE_NOT_FOUND
+	InvalidHandle            Code = 0x80070006 // ERROR_INVALID_HANDLE
+	Overflow                 Code = 0x80070216 // ERROR_ARITHMETIC_OVERFLOW
+	NotImplemented           Code = 0x80004001 // E_NOTIMPL
+	CertExpired              Code = 0x800B0101 // CERT_E_EXPIRED
+	CertRevoked              Code = 0x800B010C // CERT_E_REVOKED
 )
 
 var names = map[Code]string{
@@ -91,8 +97,9 @@ var names = map[Code]string{
 	SubjectEmailRequired: "CERTSRV_E_SUBJECT_EMAIL_REQUIRED", UnknownCertType: "CERTSRV_E_UNKNOWN_CERT_TYPE",
 	TooManySignatures: "CERTSRV_E_TOO_MANY_SIGNATURES", RenewalBadPublicKey: "CERTSRV_E_RENEWAL_BAD_PUBLIC_KEY",
 	InvalidEK: "CERTSRV_E_INVALID_EK", KeyAttestation: "CERTSRV_E_KEY_ATTESTATION",
-	LogonFailure: "ERROR_LOGON_FAILURE",
-	NoSuchUser:   "ERROR_NO_SUCH_USER", AccountDisabled: "ERROR_ACCOUNT_DISABLED", InvalidMessageFormat: "WS_E_INVALID_FORMAT",
+	LogonFailure: "ERROR_LOGON_FAILURE", FileNotFound: "ERROR_FILE_NOT_FOUND", InvalidHandle: "ERROR_INVALID_HANDLE",
+	Overflow: "ERROR_ARITHMETIC_OVERFLOW", NotImplemented: "E_NOTIMPL", CertExpired: "CERT_E_EXPIRED", CertRevoked: "CERT_E_REVOKED",
+	NoSuchUser: "ERROR_NO_SUCH_USER", AccountDisabled: "ERROR_ACCOUNT_DISABLED", InvalidMessageFormat: "WS_E_INVALID_FORMAT",
 }
 
 // String returns the hexadecimal value and, where known, the symbolic name: "0x80094012 CERTSRV_E_TEMPLATE_DENIED".
