@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/certadmin"
+	"github.com/enrollgate/enrollgate/gateway/rpc/certrequest"
 	"github.com/enrollgate/enrollgate/gateway/rpc/dcom"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 )
@@ -28,7 +30,12 @@ func (g *Gateway) serveDCOM(calls, mapper *server.Server, at *net.TCPAddr) error
 }
 
 // dcomClasses are those that clients can activate.
-func (g *Gateway) dcomClasses() []dcom.Class { return nil }
+func (g *Gateway) dcomClasses() []dcom.Class {
+	return []dcom.Class{
+		{Name: "CCertRequestD", CLSID: certrequest.CLSID, Interfaces: g.RequestInterfaces()},
+		{Name: "CCertAdminD", CLSID: certadmin.CLSID, Interfaces: g.AdminInterfaces()},
+	}
+}
 
 // dcomGauges show what DCOM clients have.
 func dcomGauges(g *Gateway) []prometheus.Collector {

@@ -60,7 +60,7 @@ func (g *Gateway) listenRPC(acceptor *kerberos.Acceptor) (out []*rpcListener, er
 	if err != nil {
 		return out, err
 	}
-	calls.Register(icpr.Interface(rpcBackend{g}))
+	calls.Register(icpr.Interface(comBackend{rpcBackend{g}}))
 	if g.Config.Listen.EPM == "off" {
 		return out, nil
 	}
