@@ -1,5 +1,5 @@
-// Package vault issues through the PKI secrets engine of HashiCorp Vault, or of OpenBao, which has the same calls but is not part of the
-// tests.
+// Package vault issues through the PKI secrets engine of HashiCorp Vault, or of OpenBao, which has the same calls and is tried by hand
+// only.
 //
 // There are two ways to sign, of which the administrator chooses one. With a role (/sign/:role) the common name, the serial number
 // attribute and the alternative names travel beside the request, and the role says everything else: the rest of the subject, key usage,
