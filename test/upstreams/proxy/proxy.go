@@ -114,7 +114,7 @@ func (p *Proxy) next(r *http.Request) Trouble {
 func (p *Proxy) serve(pass http.Handler, w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		return
+		panic(http.ErrAbortHandler)
 	}
 	p.mu.Lock()
 	p.sent.WriteString(r.Method + " " + r.URL.RequestURI() + "\r\n")
@@ -134,6 +134,7 @@ func (p *Proxy) serve(pass http.Handler, w http.ResponseWriter, r *http.Request)
 		_, _ = w.Write([]byte("{\"\x00not\": what a CA says"))
 	case Silence:
 		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // returning would be an answer, an empty one
 	case Endless:
 		for r.Context().Err() == nil {
 			if _, err := w.Write(make([]byte, 1<<16)); err != nil {
