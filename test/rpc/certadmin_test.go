@@ -30,16 +30,11 @@ import (
 // startManaged runs a gateway whose certificate managers are LAB\Certificate Managers (helpdesk) and carol; keys are managed by carol.
 func startManaged(t testing.TB, required int) *world.World {
 	t.Helper()
-	w := world.StartChanged(t, "", func(c *config.Config) {
+	return world.StartChanged(t, "", func(c *config.Config) {
+		listen(c)
 		c.CertificateManagers = []string{`LAB\Certificate Managers`, "carol"}
 		c.Escrow.Policies = []config.RecoveryPolicy{{Name: "mail", Required: required, Managers: []string{"carol"}, Approvers: []string{"kra1"}}}
 	})
-	serve(t, append(w.RequestInterfaces(), w.AdminInterfaces()...)...)
-	return w
-}
-
-func dialAdmin(t testing.TB, account string, level dcerpc.Option) icertadmind2.CertAdminD2Client {
-	return comClient(t, account, level, icertadmind2.NewCertAdminD2Client)
 }
 
 // pend is a request of helpdesk's that waits for a manager.

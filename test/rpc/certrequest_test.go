@@ -39,7 +39,6 @@ func request2(t testing.TB, c icertrequestd2.CertRequestD2Client, in *icertreque
 
 func TestAnArchivedKeyComesByRequest2(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
 	if _, err := c.Ping2(comContext(t), &icertrequestd2.Ping2Request{This: this()}); err != nil {
 		t.Fatal(err)
@@ -70,7 +69,6 @@ func TestAnArchivedKeyComesByRequest2(t *testing.T) {
 
 func TestBothInterfacesEnroll(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	attributes := "CertificateTemplate:LabUserAuth\n"
 	one := dialD(t, "alice", dcerpc.WithSeal())
 	out, err := one.Request(comContext(t), &icertrequestd.RequestRequest{This: this(), Flags: pkcs10, Authority: world.CAName, Attributes: attributes, Request: blob(csr(t))})
@@ -119,7 +117,6 @@ func TestBothInterfacesEnroll(t *testing.T) {
 
 func TestBelowPrivacyEveryMethodIsDenied(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	c := dialD2(t, "alice", dcerpc.WithSign())
 	ctx := comContext(t)
 	out := request2(t, c, &icertrequestd2.Request2Request{Flags: pkcs10, Attributes: "CertificateTemplate:LabUserAuth\n", Request: blob(csr(t))})
@@ -157,7 +154,6 @@ func caProperty(t testing.TB, c icertrequestd2.CertRequestD2Client, id, index, k
 
 func TestEveryPropertyHasItsValue(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
 	ca := w.CAs[0]
 	row := enrollOne(t, w, c)
@@ -255,8 +251,7 @@ func checkRefused(t *testing.T, c icertrequestd2.CertRequestD2Client) {
 }
 
 func TestThePropertyTableNamesEveryProperty(t *testing.T) {
-	w := start(t)
-	serve(t, w.RequestInterfaces()...)
+	start(t)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
 	out, err := c.GetCAPropertyInfo(comContext(t), &icertrequestd2.GetCAPropertyInfoRequest{This: this(), Authority: world.CAName})
 	if err != nil || out.PropertyCount != 50 {

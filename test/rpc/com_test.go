@@ -2,74 +2,44 @@ package rpc
 
 import (
 	"context"
-	"net"
 	"testing"
 	"time"
 
-	"github.com/jcmturner/gokrb5/v8/config"
 	"github.com/oiweiwei/go-msrpc/dcerpc"
 	"github.com/oiweiwei/go-msrpc/midl/uuid"
 	"github.com/oiweiwei/go-msrpc/msrpc/dcom"
+	icertadmind2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra/icertadmind2/v0"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
 	"github.com/oiweiwei/go-msrpc/msrpc/dtyp"
-	"github.com/oiweiwei/go-msrpc/ssp"
-	"github.com/oiweiwei/go-msrpc/ssp/credential"
 	"github.com/oiweiwei/go-msrpc/ssp/gssapi"
-	"github.com/oiweiwei/go-msrpc/ssp/krb5"
-	"github.com/sirupsen/logrus"
-
-	"github.com/enrollgate/enrollgate/gateway/kerberos"
-	"github.com/enrollgate/enrollgate/gateway/rpc/server"
-	"github.com/enrollgate/enrollgate/test/world"
 )
 
-// serve offers COM interfaces without the objects that DCOM has before them: any object will do.
-func serve(t testing.TB, interfaces ...server.Interface) {
-	t.Helper()
-	acceptor, err := kerberos.New(kerberos.Options{KeytabFile: world.Env("LAB_KEYTAB_SVC"), Log: logrus.New()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("tcp", world.Env("LAB_GW_IP")+":49300")
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := logrus.New()
-	log.SetLevel(logrus.ErrorLevel)
-	s := server.New(server.Options{Name: "COM", Acceptor: acceptor.ForRPC(), Log: log})
-	for _, i := range interfaces {
-		s.Register(i)
-	}
-	go func() { _ = s.Serve(l) }()
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(background, 10*time.Second)
-		defer cancel()
-		_ = s.Shutdown(ctx)
-	})
+// The classes ([MS-WCCE] 1.9, [MS-CSRA] 1.9).
+const (
+	classRequest = "d99e6e74-fc88-11d0-b498-00a0c90312f3"
+	classAdmin   = "d99e6e73-fc88-11d0-b498-00a0c90312f3"
+)
+
+func classOf(id string) *dcom.ClassID {
+	return (*dcom.ClassID)(dtyp.GUIDFromUUID(uuid.MustParse(id)))
 }
 
-// comClient binds a typed client of go-msrpc's to the port of serve.
-func comClient[C any](t testing.TB, account string, level dcerpc.Option, bind func(context.Context, dcerpc.Conn, ...dcerpc.Option) (C, error)) C {
+// comClient activates a class as an account, at port 135, and binds a typed client of go-msrpc's to the object, at the port that it is told.
+func comClient[C any](t testing.TB, account string, level dcerpc.Option, class string, iid *dcom.IID, bind func(context.Context, dcerpc.Conn, ...dcerpc.Option) (C, error)) C {
 	t.Helper()
-	ctx := comContext(t)
-	conf, err := config.Load(world.Env("KRB5_CONFIG"))
+	return onObject(dialDCOM(t, account, level), class, iid, bind)
+}
+
+// onObject is comClient for somebody who is connected.
+func onObject[C any](c *dcomClient, class string, iid *dcom.IID, bind func(context.Context, dcerpc.Conn, ...dcerpc.Option) (C, error)) C {
+	c.t.Helper()
+	a := c.mustActivateClass(class, iid)
+	client, err := bind(c.ctx, c.calls, append(c.options, dcom.WithIPID(a.ipids[0]))...)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	conn, err := dcerpc.Dial(ctx, world.Env("LAB_GATEWAY"), dcerpc.WithTimeout(10*time.Second), dcerpc.WithDialer(&net.Dialer{}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close(background) })
-	object := (*dcom.IPID)(dtyp.GUIDFromUUID(uuid.MustParse("11111111-2222-3333-4444-555555555555")))
-	c, err := bind(ctx, conn, dcerpc.WithEndpoint("ncacn_ip_tcp:[49300]"), level, dcerpc.WithTargetName("host/"+world.Env("LAB_GATEWAY")), dcerpc.WithMechanism(ssp.SPNEGO),
-		dcerpc.WithMechanism(ssp.KRB5, &krb5.Config{KRB5Config: conf, DCEStyle: true, DisablePAFXFAST: true}),
-		dcerpc.WithCredentials(credential.NewFromPassword(account+"@"+world.Env("LAB_REALM"), world.Env("LAB_PASSWORD"))), dcom.WithIPID(object))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return client
 }
 
 func comContext(t testing.TB) context.Context {
@@ -85,9 +55,13 @@ func this() *dcom.ORPCThis {
 }
 
 func dialD2(t testing.TB, account string, level dcerpc.Option) icertrequestd2.CertRequestD2Client {
-	return comClient(t, account, level, icertrequestd2.NewCertRequestD2Client)
+	return comClient(t, account, level, classRequest, icertrequestd2.CertRequestD2IID, icertrequestd2.NewCertRequestD2Client)
 }
 
 func dialD(t testing.TB, account string, level dcerpc.Option) icertrequestd.CertRequestDClient {
-	return comClient(t, account, level, icertrequestd.NewCertRequestDClient)
+	return comClient(t, account, level, classRequest, icertrequestd.CertRequestDIID, icertrequestd.NewCertRequestDClient)
+}
+
+func dialAdmin(t testing.TB, account string, level dcerpc.Option) icertadmind2.CertAdminD2Client {
+	return comClient(t, account, level, classAdmin, icertadmind2.CertAdminD2IID, icertadmind2.NewCertAdminD2Client)
 }

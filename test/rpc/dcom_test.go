@@ -10,13 +10,11 @@ import (
 
 	"github.com/jcmturner/gokrb5/v8/config"
 	"github.com/oiweiwei/go-msrpc/dcerpc"
-	"github.com/oiweiwei/go-msrpc/midl/uuid"
 	msdcom "github.com/oiweiwei/go-msrpc/msrpc/dcom"
 	iremotescmactivator "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremotescmactivator/v0"
 	iremunknown2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremunknown2/v0"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
-	"github.com/oiweiwei/go-msrpc/msrpc/dtyp"
 	"github.com/oiweiwei/go-msrpc/ssp"
 	"github.com/oiweiwei/go-msrpc/ssp/credential"
 	"github.com/oiweiwei/go-msrpc/ssp/gssapi"
@@ -125,7 +123,7 @@ func dialDCOM(t testing.TB, account string, level dcerpc.Option) *dcomClient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(gssapi.NewSecurityContext(background), 30*time.Second)
+	ctx, cancel := context.WithTimeout(gssapi.NewSecurityContext(background), 2*time.Minute)
 	t.Cleanup(cancel)
 	c := &dcomClient{t: t, ctx: ctx, options: []dcerpc.Option{level, dcerpc.WithTargetName("RPCSS/" + world.Env("LAB_GATEWAY")), dcerpc.WithMechanism(ssp.SPNEGO),
 		dcerpc.WithMechanism(ssp.KRB5, &krb5.Config{KRB5Config: conf, DCEStyle: true, DisablePAFXFAST: true}),
@@ -166,7 +164,7 @@ func (c *dcomClient) activate(class *msdcom.ClassID, iids ...*msdcom.IID) (*acti
 		return nil, err
 	}
 	if class == nil {
-		class = (*msdcom.ClassID)(dtyp.GUIDFromUUID(uuid.MustParse("d99e6e74-fc88-11d0-b498-00a0c90312f3")))
+		class = classOf(classRequest)
 	}
 	in := &msdcom.ActivationProperties{DestinationContext: 2, Properties: []msdcom.ActivationProperty{
 		&msdcom.InstantiationInfoData{ClassID: class, IID: iids, ClientCOMVersion: &msdcom.COMVersion{MajorVersion: 5, MinorVersion: 7}},
@@ -176,7 +174,7 @@ func (c *dcomClient) activate(class *msdcom.ClassID, iids ...*msdcom.IID) (*acti
 	if err != nil {
 		return nil, err
 	}
-	r, err := client.RemoteCreateInstance(c.ctx, &iremotescmactivator.RemoteCreateInstanceRequest{ORPCThis: header(), ActPropertiesIn: pointer})
+	r, err := client.RemoteCreateInstance(c.ctx, &iremotescmactivator.RemoteCreateInstanceRequest{ORPCThis: this(), ActPropertiesIn: pointer})
 	if r == nil {
 		return nil, err
 	}
@@ -205,7 +203,12 @@ func (c *dcomClient) activate(class *msdcom.ClassID, iids ...*msdcom.IID) (*acti
 
 func (c *dcomClient) mustActivate(iids ...*msdcom.IID) *activated {
 	c.t.Helper()
-	a, err := c.activate(nil, iids...)
+	return c.mustActivateClass(classRequest, iids...)
+}
+
+func (c *dcomClient) mustActivateClass(class string, iids ...*msdcom.IID) *activated {
+	c.t.Helper()
+	a, err := c.activate(classOf(class), iids...)
 	if err != nil || a.code != 0 {
 		c.t.Fatalf("%+v, %v", a, err)
 	}
@@ -219,10 +222,6 @@ func (c *dcomClient) mustActivate(iids ...*msdcom.IID) *activated {
 	return a
 }
 
-func header() *msdcom.ORPCThis {
-	return &msdcom.ORPCThis{Version: &msdcom.COMVersion{MajorVersion: 5, MinorVersion: 7}, CID: &msdcom.CID{}}
-}
-
 // ping2 calls ICertRequestD2::Ping2 by an IPID.
 func (c *dcomClient) ping2(ipid *msdcom.IPID) error {
 	c.t.Helper()
@@ -231,7 +230,7 @@ func (c *dcomClient) ping2(ipid *msdcom.IPID) error {
 	if err != nil {
 		return err
 	}
-	_, err = d2.Ping2(c.ctx, &icertrequestd2.Ping2Request{This: header(), Authority: "CA"})
+	_, err = d2.Ping2(c.ctx, &icertrequestd2.Ping2Request{This: this(), Authority: "CA"})
 	c.reopen = err != nil
 	return err
 }

@@ -55,7 +55,7 @@ func TestTsharkUnderstandsDCOM(t *testing.T) {
 		c := dialDCOM(t, "alice", dcerpc.WithSeal())
 		a := c.mustActivate(icertrequestd2.CertRequestD2IID, icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID)
 		u := c.unknown(a.unknown)
-		if _, err := u.RemoteQueryInterface2(c.ctx, &iremunknown2.RemoteQueryInterface2Request{This: header(), IPID: a.ipids[0].GUID(),
+		if _, err := u.RemoteQueryInterface2(c.ctx, &iremunknown2.RemoteQueryInterface2Request{This: this(), IPID: a.ipids[0].GUID(),
 			IIDs: []*msdcom.IID{icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID}}); err != nil {
 			t.Error(err)
 		}
