@@ -166,10 +166,13 @@ func TestCertipyEnrolls(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(t.TempDir())
-	out := run(t, tickets(t, "alice", "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", script, source, "-k", "-no-pass", "-dc-ip", world.Env("LAB_IP"), "-dc-host", world.Env("LAB_DC"),
-		"-target", world.Env("LAB_GATEWAY"), "-target-ip", world.Env("LAB_GW_IP"), "-ca", world.CAName, "-template", "LabUserAuth", "-dynamic-endpoint", "-out", "alice")
-	if !strings.Contains(out, "Successfully requested certificate") {
-		t.Error(out)
+	for _, way := range []string{"-dynamic-endpoint", "-dcom"} {
+		out := run(t, tickets(t, "alice", "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", script, source, "-k", "-no-pass", "-dc-ip", world.Env("LAB_IP"), "-dc-host", world.Env("LAB_DC"),
+			"-target", world.Env("LAB_GATEWAY"), "-target-ip", world.Env("LAB_GW_IP"), "-ca", world.CAName, "-template", "LabUserAuth", way, "-out", "alice"+way)
+		t.Log(out)
+		if !strings.Contains(out, "Successfully requested certificate") {
+			t.Errorf("%s: %s", way, out)
+		}
 	}
 }
 
