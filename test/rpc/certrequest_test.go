@@ -17,13 +17,14 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
 func request2(t testing.TB, c icertrequestd2.CertRequestD2Client, in *icertrequestd2.Request2Request) *icertrequestd2.Request2Response {
 	t.Helper()
-	in.This = this()
+	in.This = msrpc.This()
 	if in.Authority == "" {
 		in.Authority = world.CAName
 	}
@@ -40,10 +41,10 @@ func request2(t testing.TB, c icertrequestd2.CertRequestD2Client, in *icertreque
 func TestAnArchivedKeyComesByRequest2(t *testing.T) {
 	w := start(t)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
-	if _, err := c.Ping2(comContext(t), &icertrequestd2.Ping2Request{This: this()}); err != nil {
+	if _, err := c.Ping2(comContext(t), &icertrequestd2.Ping2Request{This: msrpc.This()}); err != nil {
 		t.Fatal(err)
 	}
-	fetched, err := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: this(), Chain: 1, Authority: world.CAName})
+	fetched, err := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: msrpc.This(), Chain: 1, Authority: world.CAName})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +72,7 @@ func TestBothInterfacesEnroll(t *testing.T) {
 	w := start(t)
 	attributes := "CertificateTemplate:LabUserAuth\n"
 	one := dialD(t, "alice", dcerpc.WithSeal())
-	out, err := one.Request(comContext(t), &icertrequestd.RequestRequest{This: this(), Flags: pkcs10, Authority: world.CAName, Attributes: attributes, Request: blob(csr(t))})
+	out, err := one.Request(comContext(t), &icertrequestd.RequestRequest{This: msrpc.This(), Flags: pkcs10, Authority: world.CAName, Attributes: attributes, Request: blob(csr(t))})
 	if err != nil || out.Disposition != 3 {
 		t.Fatal(err, out)
 	}
@@ -120,10 +121,10 @@ func TestBelowPrivacyEveryMethodIsDenied(t *testing.T) {
 	c := dialD2(t, "alice", dcerpc.WithSign())
 	ctx := comContext(t)
 	out := request2(t, c, &icertrequestd2.Request2Request{Flags: pkcs10, Attributes: "CertificateTemplate:LabUserAuth\n", Request: blob(csr(t))})
-	property, _ := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: this(), Authority: world.CAName, PropertyID: 6, PropertyType: 4})
-	info, _ := c.GetCAPropertyInfo(ctx, &icertrequestd2.GetCAPropertyInfoRequest{This: this(), Authority: world.CAName})
-	ping, _ := c.Ping2(ctx, &icertrequestd2.Ping2Request{This: this()})
-	cert, _ := c.CertRequestD().GetCACert(ctx, &icertrequestd.GetCACertRequest{This: this(), Authority: world.CAName})
+	property, _ := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: msrpc.This(), Authority: world.CAName, PropertyID: 6, PropertyType: 4})
+	info, _ := c.GetCAPropertyInfo(ctx, &icertrequestd2.GetCAPropertyInfoRequest{This: msrpc.This(), Authority: world.CAName})
+	ping, _ := c.Ping2(ctx, &icertrequestd2.Ping2Request{This: msrpc.This()})
+	cert, _ := c.CertRequestD().GetCACert(ctx, &icertrequestd.GetCACertRequest{This: msrpc.This(), Authority: world.CAName})
 	if property == nil || info == nil || ping == nil || cert == nil {
 		t.Fatal("a fault")
 	}
@@ -142,7 +143,7 @@ func caProperty(t testing.TB, c icertrequestd2.CertRequestD2Client, id, index, k
 	t.Helper()
 	ctx, cancel := context.WithTimeout(comContext(t), 20*time.Second)
 	defer cancel()
-	out, err := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: this(), Authority: world.CAName, PropertyID: id, PropertyIndex: index, PropertyType: kind})
+	out, err := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: msrpc.This(), Authority: world.CAName, PropertyID: id, PropertyIndex: index, PropertyType: kind})
 	if out == nil {
 		t.Fatal(id, err)
 	}
@@ -207,7 +208,7 @@ func checkChains(t *testing.T, w *world.World, c icertrequestd2.CertRequestD2Cli
 		t.Errorf("the CRL: %v, %v: %s", code, err, shown)
 	}
 	var current icertrequestd.GetCACertRequest
-	current.This, current.Authority, current.Chain = this(), world.CAName, 0x6363726c
+	current.This, current.Authority, current.Chain = msrpc.This(), world.CAName, 0x6363726c
 	if out, err := c.CertRequestD().GetCACert(comContext(t), &current); err != nil || !bytes.Equal(out.Out.Buffer, crl) {
 		t.Error("GetCACert has another CRL", err)
 	}
@@ -244,7 +245,7 @@ func checkRefused(t *testing.T, c icertrequestd2.CertRequestD2Client) {
 			t.Errorf("property %d, index %d, type %d: %v, want %v", p.id, p.index, p.kind, code, p.want)
 		}
 	}
-	out, _ := c.GetCAProperty(comContext(t), &icertrequestd2.GetCAPropertyRequest{This: this(), Authority: "Other CA", PropertyID: 6, PropertyType: 4})
+	out, _ := c.GetCAProperty(comContext(t), &icertrequestd2.GetCAPropertyRequest{This: msrpc.This(), Authority: "Other CA", PropertyID: 6, PropertyType: 4})
 	if out == nil || hresult.Code(uint32(out.Return)) != hresult.InvalidArg {
 		t.Error("another CA", out)
 	}
@@ -253,7 +254,7 @@ func checkRefused(t *testing.T, c icertrequestd2.CertRequestD2Client) {
 func TestThePropertyTableNamesEveryProperty(t *testing.T) {
 	start(t)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
-	out, err := c.GetCAPropertyInfo(comContext(t), &icertrequestd2.GetCAPropertyInfoRequest{This: this(), Authority: world.CAName})
+	out, err := c.GetCAPropertyInfo(comContext(t), &icertrequestd2.GetCAPropertyInfoRequest{This: msrpc.This(), Authority: world.CAName})
 	if err != nil || out.PropertyCount != 50 {
 		t.Fatal(err, out)
 	}
@@ -270,7 +271,7 @@ func TestThePropertyTableNamesEveryProperty(t *testing.T) {
 	}
 	for what, want := range map[uint32]hresult.Code{0: 0, 1: 0, 0x66696c65: 0, 0x696e666f: 0, 0x6e616d65: 0, 0x706f6c69: 0, 0x70726f64: 0, 0x73616e69: 0, 0x74797065: 0,
 		0x636c0000: 0, 0x63740000: 0, 0x736c0000: 0, 0x73740000: 0, 0x65780000: hresult.FileNotFound, 0x73686172: hresult.FileNotFound, 0x63740009: hresult.InvalidArg, 2: hresult.InvalidArg, 0xffffffff: hresult.InvalidArg} {
-		out, _ := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: this(), Authority: world.CAName, Chain: what})
+		out, _ := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: msrpc.This(), Authority: world.CAName, Chain: what})
 		if out == nil || hresult.Code(uint32(out.Return)) != want || want == 0 && len(out.Out.Buffer) == 0 {
 			t.Errorf("GetCACert 0x%x: %+v", what, out)
 		}

@@ -13,6 +13,7 @@ import (
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
 
 	"github.com/enrollgate/enrollgate/gateway/rpc/dcom"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -52,13 +53,13 @@ func TestTsharkUnderstandsDCOM(t *testing.T) {
 	file := capture(t, func() {
 		impacketDCOM(t, x)
 		c := dialDCOM(t, "alice", dcerpc.WithSeal())
-		a := c.mustActivate(icertrequestd2.CertRequestD2IID, icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID)
-		u := c.unknown(a.unknown)
-		if _, err := u.RemoteQueryInterface2(c.ctx, &iremunknown2.RemoteQueryInterface2Request{This: this(), IPID: a.ipids[0].GUID(),
+		a := c.MustActivate(msrpc.ClassRequest, icertrequestd2.CertRequestD2IID, icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID)
+		u := c.unknown(a.Unknown)
+		if _, err := u.RemoteQueryInterface2(c.Ctx, &iremunknown2.RemoteQueryInterface2Request{This: msrpc.This(), IPID: a.IPIDs[0].GUID(),
 			IIDs: []*msdcom.IID{icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID}}); err != nil {
 			t.Error(err)
 		}
-		if err := c.ping2(a.ipids[0]); err != nil {
+		if err := c.ping2(a.IPIDs[0]); err != nil {
 			t.Error(err)
 		}
 	})

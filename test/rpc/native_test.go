@@ -28,6 +28,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/vectors"
 	"github.com/enrollgate/enrollgate/test/world"
@@ -87,21 +88,21 @@ func TestAClientEnrollsInTheOrderOfWindows(t *testing.T) {
 // windowsOrder enrolls for an archival template and returns what was archived and issued.
 func windowsOrder(t testing.TB, w *world.World, c *dcomClient, template string) (*rsa.PrivateKey, *x509.Certificate) {
 	t.Helper()
-	anonymous, err := iobjectexporter.NewObjectExporterClient(c.ctx, c.dial("ncacn_ip_tcp:[135]"), dcerpc.WithInsecure())
+	anonymous, err := iobjectexporter.NewObjectExporterClient(c.Ctx, c.Open("ncacn_ip_tcp:[135]"), dcerpc.WithInsecure())
 	if err == nil {
-		_, err = anonymous.ServerAlive2(c.ctx, &iobjectexporter.ServerAlive2Request{})
+		_, err = anonymous.ServerAlive2(c.Ctx, &iobjectexporter.ServerAlive2Request{})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := c.mustActivate(icertrequestd.CertRequestDIID)
-	found, err := c.unknown(a.unknown).RemoteUnknown().RemoteQueryInterface(c.ctx, &iremunknown.RemoteQueryInterfaceRequest{This: this(), IPID: a.ipids[0].GUID(),
+	a := c.MustActivate(msrpc.ClassRequest, icertrequestd.CertRequestDIID)
+	found, err := c.unknown(a.Unknown).RemoteUnknown().RemoteQueryInterface(c.Ctx, &iremunknown.RemoteQueryInterfaceRequest{This: msrpc.This(), IPID: a.IPIDs[0].GUID(),
 		ReferencesCount: 5, IIDs: []*msdcom.IID{icertrequestd2.CertRequestD2IID}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	second := found.QueryInterfaceResults[0].Std.IPID
-	d2, err := icertrequestd2.NewCertRequestD2Client(c.ctx, c.calls, append(c.options, msdcom.WithIPID(second))...)
+	d2, err := icertrequestd2.NewCertRequestD2Client(c.Ctx, c.Calls, append(c.Options, msdcom.WithIPID(second))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,9 +119,9 @@ func windowsOrder(t testing.TB, w *world.World, c *dcomClient, template string) 
 	if list, code := caProperty(t, d2, 0x1d, 0, 4); code != 0 || !strings.Contains(text(list), template+"\n") {
 		t.Errorf("the templates: %q, %v", text(list), code)
 	}
-	pingAs(t, c, a.oids[0])
-	refs := []*msdcom.RemoteInterfaceReference{{IPID: a.ipids[0], PublicReferencesCount: 5}, {IPID: second, PublicReferencesCount: 5}}
-	if _, err := c.unknown(a.unknown).RemoteUnknown().RemoteRelease(c.ctx, &iremunknown.RemoteReleaseRequest{This: this(), InterfaceReferences: refs}); err != nil {
+	pingAs(t, c, a.OIDs[0])
+	refs := []*msdcom.RemoteInterfaceReference{{IPID: a.IPIDs[0], PublicReferencesCount: 5}, {IPID: second, PublicReferencesCount: 5}}
+	if _, err := c.unknown(a.Unknown).RemoteUnknown().RemoteRelease(c.Ctx, &iremunknown.RemoteReleaseRequest{This: msrpc.This(), InterfaceReferences: refs}); err != nil {
 		t.Error(err)
 	}
 	wantCode(t, c.ping2(second), disconnected)
@@ -148,19 +149,19 @@ func issuedInFull(t testing.TB, d2 icertrequestd2.CertRequestD2Client, der []byt
 // pingAs makes a ping set with an object, pings it, and takes the object out again.
 func pingAs(t testing.TB, c *dcomClient, oid uint64) {
 	t.Helper()
-	resolver, err := iobjectexporter.NewObjectExporterClient(c.ctx, c.resolver, c.options...)
+	resolver, err := iobjectexporter.NewObjectExporterClient(c.Ctx, c.Resolver, c.Options...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	p := &complexPing{sequence: 1, add: []uint64{oid}}
-	if err := resolver.Conn().Invoke(c.ctx, p); err != nil || p.status != 0 || p.set == 0 {
+	if err := resolver.Conn().Invoke(c.Ctx, p); err != nil || p.status != 0 || p.set == 0 {
 		t.Fatalf("%+v, %v", p, err)
 	}
-	if _, err := resolver.SimplePing(c.ctx, &iobjectexporter.SimplePingRequest{SetID: p.set}); err != nil {
+	if _, err := resolver.SimplePing(c.Ctx, &iobjectexporter.SimplePingRequest{SetID: p.set}); err != nil {
 		t.Error(err)
 	}
 	p = &complexPing{set: p.set, sequence: 2, remove: []uint64{oid}}
-	if err := resolver.Conn().Invoke(c.ctx, p); err != nil || p.status != 0 {
+	if err := resolver.Conn().Invoke(c.Ctx, p); err != nil || p.status != 0 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
