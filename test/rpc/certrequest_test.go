@@ -13,6 +13,7 @@ import (
 	"github.com/oiweiwei/go-msrpc/dcerpc"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
+	icertpassage "github.com/oiweiwei/go-msrpc/msrpc/icpr/icertpassage/v0"
 
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -113,6 +114,33 @@ func TestBothInterfacesEnroll(t *testing.T) {
 	}
 	if out := request2(t, two, &icertrequestd2.Request2Request{SerialNumber: serial}); out.Disposition != 6 || len(out.EncodedCert.Buffer) != 0 {
 		t.Errorf("revoked: disposition 0x%x", out.Disposition)
+	}
+}
+
+// TestRevocationListsComeWhereTheyAreWanted sets the flag for them ([MS-WCCE] 3.2.1.4.2.1); ICertPassage has it too.
+func TestRevocationListsComeWhereTheyAreWanted(t *testing.T) {
+	const withCRLs = 0x80000
+	w := start(t)
+	d2 := dialD2(t, "alice", dcerpc.WithSeal())
+	revoked := enrollOne(t, w, d2)
+	if err := w.Revoke(background, revoked, "test", 1); err != nil {
+		t.Fatal(err)
+	}
+	attributes := "CertificateTemplate:LabUserAuth\n"
+	passed := ask(t, mustDial(t, "alice", how{port: true}), &icertpassage.CertServerRequestRequest{Flags: pkcs10 | withCRLs, Attributes: template("LabUserAuth"), Request: blob(csr(t))})
+	replies := map[string][]byte{"ICertPassage": passed.Cert.Buffer}
+	for name, flags := range map[string]uint32{"certs-only": withCRLs, "full": withCRLs | full, "without": full} {
+		out := request2(t, d2, &icertrequestd2.Request2Request{Flags: pkcs10 | flags, Attributes: attributes, Request: blob(csr(t))})
+		replies[name] = out.FullResponse.Buffer
+	}
+	for name, der := range replies {
+		shown, err := testpki.OpenSSL(t, der, "pkcs7", "-inform", "DER", "-print_certs", "-text")
+		if err != nil || strings.Contains(string(shown), "BEGIN X509 CRL") != (name != "without") || strings.Contains(strings.ToLower(string(shown)), "serial number: "+revoked.Serial) != (name != "without") {
+			t.Errorf("%s: %v: %s", name, err, shown)
+		}
+		if r, err := wcce.ParseResponse(der); err != nil || r.Certificate == nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
