@@ -203,11 +203,12 @@ func TestRevocationListsAreAddedToWholeMessagesOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := wcce.CertsOnly(cert, nil)
+	leaf := certFor(t, "alice", cert, testpki.RSA(t, 2048).Public(), key)
+	plain, err := wcce.CertsOnly(leaf, []*x509.Certificate{cert})
 	if err != nil {
 		t.Fatal(err)
 	}
-	full, err := wcce.FullResponse(wcce.Response{Text: "Issued", Certificate: cert, Chain: []*x509.Certificate{cert}, Signer: cert}, key, crypto.SHA256)
+	full, err := wcce.FullResponse(wcce.Response{Text: "Issued", Certificate: leaf, Chain: []*x509.Certificate{cert}, Signer: cert}, key, crypto.SHA256)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +221,7 @@ func TestRevocationListsAreAddedToWholeMessagesOnly(t *testing.T) {
 		if err != nil || len(sd.CRLs) != 2 || !bytes.Equal(sd.CRLs[1], crl) {
 			t.Errorf("%v", err)
 		}
-		if r, err := wcce.ParseResponse(with); err != nil || !r.Certificate.Equal(cert) {
+		if r, err := wcce.ParseResponse(with); err != nil || !r.Certificate.Equal(leaf) {
 			t.Error(err)
 		}
 		if same, err := wcce.AddCRLs(message, nil); err != nil || !bytes.Equal(same, message) {
