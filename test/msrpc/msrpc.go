@@ -32,18 +32,25 @@ const (
 // Client is an account's.
 type Client struct {
 	T        testing.TB
+	Host     string
 	Ctx      context.Context // ends two minutes after Dial
 	Options  []dcerpc.Option // of binds
 	Resolver dcerpc.Conn     // port 135
 	Calls    dcerpc.Conn     // the other, once something is activated
 }
 
-// Dial connects as an account with the lab's password.
+// Dial connects to the gateway as an account with the lab's password.
 func Dial(t testing.TB, account string, level dcerpc.Option) *Client {
+	t.Helper()
+	return DialHost(t, world.Env("LAB_GATEWAY"), account, level)
+}
+
+// DialHost connects to a host by its name.
+func DialHost(t testing.TB, host, account string, level dcerpc.Option) *Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(gssapi.NewSecurityContext(context.Background()), 2*time.Minute)
 	t.Cleanup(cancel)
-	c := &Client{T: t, Ctx: ctx, Options: append(Credentials(t, account), level, dcerpc.WithTargetName("RPCSS/"+world.Env("LAB_GATEWAY")))}
+	c := &Client{T: t, Host: host, Ctx: ctx, Options: append(Credentials(t, account), level, dcerpc.WithTargetName("RPCSS/"+host))}
 	c.Resolver = c.Open("ncacn_ip_tcp:[135]")
 	return c
 }
@@ -59,14 +66,14 @@ func Credentials(t testing.TB, account string) []dcerpc.Option {
 		dcerpc.WithCredentials(credential.NewFromPassword(account+"@"+world.Env("LAB_REALM"), world.Env("LAB_PASSWORD")))}
 }
 
-// Open makes a connection to the gateway.
+// Open makes a connection to the host.
 func (c *Client) Open(endpoint ...string) dcerpc.Conn {
 	c.T.Helper()
 	options := []dcerpc.Option{dcerpc.WithTimeout(10 * time.Second)}
 	for _, e := range endpoint {
 		options = append(options, dcerpc.WithEndpoint(e))
 	}
-	conn, err := dcerpc.Dial(c.Ctx, world.Env("LAB_GATEWAY"), options...)
+	conn, err := dcerpc.Dial(c.Ctx, c.Host, options...)
 	if err != nil {
 		c.T.Fatal(err)
 	}
@@ -162,7 +169,7 @@ func This() *dcom.ORPCThis {
 // Passage binds a client of ICertPassage by packet privacy.
 func Passage(t testing.TB, account string) icertpassage.CertPassageClient {
 	t.Helper()
-	c := &Client{T: t, Ctx: gssapi.NewSecurityContext(context.Background())}
+	c := &Client{T: t, Host: world.Env("LAB_GATEWAY"), Ctx: gssapi.NewSecurityContext(context.Background())}
 	options := append(Credentials(t, account), dcerpc.WithSeal(), dcerpc.WithTargetName("host/"+world.Env("LAB_GATEWAY")))
 	p, err := icertpassage.NewCertPassageClient(c.Ctx, c.Open("ncacn_ip_tcp:[49200]"), options...)
 	if err != nil {
