@@ -240,3 +240,18 @@ func TestRevocationListsAreAddedToWholeMessagesOnly(t *testing.T) {
 		}
 	}
 }
+
+func FuzzAddCRLs(f *testing.F) {
+	key := testpki.RSA(f, 2048)
+	cert := certFor(f, "CA", nil, key.Public(), key)
+	plain, err := wcce.CertsOnly(cert, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(plain)
+	f.Fuzz(func(t *testing.T, der []byte) {
+		if out, err := wcce.AddCRLs(der, [][]byte{{0x30, 0}}); err == nil && len(out) < len(der) {
+			t.Error("shorter than before")
+		}
+	})
+}

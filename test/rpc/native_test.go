@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,10 +21,12 @@ import (
 	iremunknown "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremunknown/v0"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
+	icertpassage "github.com/oiweiwei/go-msrpc/msrpc/icpr/icertpassage/v0"
 	"github.com/oiweiwei/go-msrpc/ndr"
 
 	"github.com/enrollgate/enrollgate/gateway/client"
 	gatewayconfig "github.com/enrollgate/enrollgate/gateway/config"
+	"github.com/enrollgate/enrollgate/gateway/escrow"
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/soap"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
@@ -227,19 +231,20 @@ func TestTheRecordedWindowsRequestComesByDCOM(t *testing.T) {
 	recovered(t, w, parsed.CSR.PublicKey)
 }
 
-// overDCOM takes what the enroll command sends, and sends it on by DCOM.
-type overDCOM struct {
+// sentOn takes what the enroll command sends, and sends it on by DCOM, or by ICertPassage.
+type sentOn struct {
 	soap.Backend
 	t        *testing.T
 	policies *soap.Policies
 	d2       icertrequestd2.CertRequestD2Client
+	passage  icertpassage.CertPassageClient // nil: by DCOM
 }
 
-func (o *overDCOM) Policies(context.Context, templates.Caller, soap.GetPoliciesRequest) (*soap.Policies, error) {
+func (o *sentOn) Policies(context.Context, templates.Caller, soap.GetPoliciesRequest) (*soap.Policies, error) {
 	return o.policies, nil
 }
 
-func (o *overDCOM) ExchangeCertificate(context.Context, templates.Caller, string) ([]byte, error) {
+func (o *sentOn) ExchangeCertificate(context.Context, templates.Caller, string) ([]byte, error) {
 	der, code := caProperty(o.t, o.d2, 0x0f, 0, 3)
 	if code != 0 {
 		return nil, hresult.New(code, "GetCAProperty")
@@ -247,39 +252,89 @@ func (o *overDCOM) ExchangeCertificate(context.Context, templates.Caller, string
 	return der, nil
 }
 
-func (o *overDCOM) Enroll(_ context.Context, _ templates.Caller, in soap.TokenRequest) (*soap.TokenReply, error) {
-	out := request2(o.t, o.d2, &icertrequestd2.Request2Request{Flags: cmc | full, Request: blob(in.Token)})
-	if out.Disposition != 3 {
-		return nil, hresult.New(hresult.Code(out.Disposition), "%s", text(out.DispositionMessage.Buffer))
+func (o *sentOn) Enroll(_ context.Context, _ templates.Caller, in soap.TokenRequest) (*soap.TokenReply, error) {
+	var answer struct {
+		id, disposition uint32
+		full, cert      []byte
 	}
-	return &soap.TokenReply{RequestID: strconv.Itoa(int(out.RequestID)), PKCS7: out.FullResponse.Buffer, Certificate: out.EncodedCert.Buffer}, nil
+	if o.passage != nil {
+		out := ask(o.t, o.passage, &icertpassage.CertServerRequestRequest{Flags: cmc | full, Request: blob(in.Token)})
+		answer.id, answer.disposition, answer.full, answer.cert = out.RequestID, out.Disposition, out.Cert.Buffer, out.EncodedCert.Buffer
+	} else {
+		out := request2(o.t, o.d2, &icertrequestd2.Request2Request{Flags: cmc | full, Request: blob(in.Token)})
+		answer.id, answer.disposition, answer.full, answer.cert = out.RequestID, out.Disposition, out.FullResponse.Buffer, out.EncodedCert.Buffer
+	}
+	if answer.disposition != 3 {
+		return nil, hresult.New(hresult.Code(answer.disposition), "refused")
+	}
+	return &soap.TokenReply{RequestID: strconv.Itoa(int(answer.id)), PKCS7: answer.full, Certificate: answer.cert}, nil
 }
 
-// TestARequestOfTheEnrollCommandComesByDCOM has its own code make the request, and check the full response and the archived key's hash in it.
-func TestARequestOfTheEnrollCommandComesByDCOM(t *testing.T) {
+// TestARequestOfTheEnrollCommandComesByRPC has its own code make the request, and check the full response and the archived key's hash in it.
+func TestARequestOfTheEnrollCommandComesByRPC(t *testing.T) {
 	w := start(t)
-	alice := w.Client(t, "alice")
-	policies, err := alice.GetPolicies(background, alice.CEP, soap.GetPoliciesRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	handler := soap.NewHandler(&overDCOM{t: t, policies: policies, d2: dialD2(t, "alice", dcerpc.WithSeal())}, soap.Options{})
-	ts := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		handler.ServeHTTP(w, r.WithContext(kerberos.WithCaller(r.Context(), templates.Caller{Principal: "alice@LAB.TEST"})))
-	}))
-	t.Cleanup(ts.Close)
-	for i := range policies.CAs {
-		for j := range policies.CAs[i].URIs {
-			u := &policies.CAs[i].URIs[j].URI
-			*u = strings.Replace(*u, "https://"+world.Env("LAB_GATEWAY"), ts.URL, 1)
+	d2 := dialD2(t, "alice", dcerpc.WithSeal())
+	for name, passage := range map[string]icertpassage.CertPassageClient{"DCOM": nil, "ICertPassage": mustDial(t, "alice", how{})} {
+		alice := w.Client(t, "alice")
+		policies, err := alice.GetPolicies(background, alice.CEP, soap.GetPoliciesRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		handler := soap.NewHandler(&sentOn{t: t, policies: policies, d2: d2, passage: passage}, soap.Options{})
+		ts := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			handler.ServeHTTP(w, r.WithContext(kerberos.WithCaller(r.Context(), templates.Caller{Principal: "alice@LAB.TEST"})))
+		}))
+		t.Cleanup(ts.Close)
+		for i := range policies.CAs {
+			for j := range policies.CAs[i].URIs {
+				u := &policies.CAs[i].URIs[j].URI
+				*u = strings.Replace(*u, "https://"+world.Env("LAB_GATEWAY"), ts.URL, 1)
+			}
+		}
+		r, err := client.Enroll(background, client.Options{PolicyURL: ts.URL + soap.Kerberos.CEPPath, HTTP: ts.Client(), Template: "LabUserSMIME"})
+		if err != nil || r.Pending || !r.ArchivedConfirmed {
+			t.Fatalf("%s: %+v, %v", name, r, err)
+		}
+		row, err := w.Ledger.BySerial(background, world.CAName, r.Certificate.SerialNumber.Text(16))
+		if err != nil || row.Transport != "rpc" || !row.Archived {
+			t.Fatalf("%s: %+v, %v", name, row, err)
+		}
+		entries, err := w.Escrow.List(background, "alice", 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(entries, func(e escrow.Entry) bool { return e.RequestID == row.ID })
+		if i < 0 {
+			t.Fatalf("%s: the key is not among %d", name, len(entries))
+		}
+		got, err := w.Escrow.Recover(background, &entries[i], w.AgentKey, w.Agent, "test", "drill")
+		if err != nil || !r.Key.(*rsa.PrivateKey).Equal(got.Key) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
-	r, err := client.Enroll(background, client.Options{PolicyURL: ts.URL + soap.Kerberos.CEPPath, HTTP: ts.Client(), Template: "LabUserSMIME"})
-	if err != nil || r.Pending || !r.ArchivedConfirmed {
-		t.Fatalf("%+v, %v", r, err)
+}
+
+// TestRecordedRequestsFareAlikeByEveryWay sends every request that was recorded of a Windows client, as it is, by HTTPS, ICertPassage and DCOM: what
+// becomes of it is the same, and none is a fault.
+func TestRecordedRequestsFareAlikeByEveryWay(t *testing.T) {
+	recorded := vectors.Requests(t)
+	w := start(t)
+	d2, passage, https := dialD2(t, "alice", dcerpc.WithSeal()), mustDial(t, "alice", how{}), w.Client(t, "alice")
+	for name, der := range recorded {
+		byDCOM := request2(t, d2, &icertrequestd2.Request2Request{Request: blob(der)})
+		byICPR := ask(t, passage, &icertpassage.CertServerRequestRequest{Request: blob(der)})
+		want := uint32(3)
+		if _, err := https.Submit(t, der); err != nil {
+			e, ok := errors.AsType[*hresult.Error](err)
+			if !ok {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			want = uint32(e.Code)
+		}
+		if byDCOM.Disposition != want || byICPR.Disposition != want || byDCOM.Return != int32(byICPR.Return) {
+			t.Errorf("%s: by HTTPS 0x%x, by ICertPassage 0x%x, by DCOM 0x%x", name, want, byICPR.Disposition, byDCOM.Disposition)
+		}
 	}
-	recovered(t, w, r.Key.Public())
-	if row, err := w.Ledger.BySerial(background, world.CAName, r.Certificate.SerialNumber.Text(16)); err != nil || row.Transport != "rpc" || !row.Archived {
-		t.Errorf("%+v, %v", row, err)
-	}
+	t.Logf("%d requests", len(recorded))
 }
