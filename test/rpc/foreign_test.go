@@ -130,6 +130,11 @@ func TestSambaLooksUp(t *testing.T) {
 			t.Errorf("%s: the log does not say %s", options, want+"\n"+said)
 		}
 	}
+	// lsarpc, which it asks for by itself, is not here: EPT_S_NOT_REGISTERED (C706 appendix E).
+	out, err := try(t, env, "/usr/bin/rpcclient", "--configfile="+smbConf(t), "--use-kerberos=required", "--use-krb5-ccache="+ccache(env), "-c", "epmmap", "ncacn_ip_tcp:"+world.Env("LAB_GATEWAY")+"[135,krb5,seal]")
+	if err == nil || !strings.Contains(out, "0x16C9A0D6") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // ccache is the last one, which counts.
