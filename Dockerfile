@@ -11,7 +11,7 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /enrollgate /enrollgate
 COPY --from=build --chown=65532:65532 /var/lib/enrollgate /var/lib/enrollgate
 USER 65532:65532
-EXPOSE 443 80 9464
+EXPOSE 443 80 9464 135 49200
 VOLUME /var/lib/enrollgate
 HEALTHCHECK --interval=30s --timeout=6s --start-period=20s CMD ["/enrollgate", "health"]
 ENTRYPOINT ["/enrollgate"]

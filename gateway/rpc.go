@@ -88,14 +88,16 @@ func (b rpcBackend) CA(authority string) string {
 }
 
 func (b rpcBackend) Enroll(ctx context.Context, caller templates.Caller, ca string, attributes []wcce.NameValue, der []byte) (*request.Reply, error) {
-	return rpcReply(b.g.Enroll(ctx, Submission{Caller: caller, CA: ca, Transport: transportRPC, Request: der, Attributes: attributes}))
+	r, err := b.g.Enroll(ctx, Submission{Caller: caller, CA: ca, Transport: transportRPC, Request: der, Attributes: attributes})
+	return b.reply(ctx, r, err)
 }
 
 func (b rpcBackend) Poll(ctx context.Context, caller templates.Caller, requestID string) (*request.Reply, error) {
-	return rpcReply(b.g.Poll(ctx, caller, requestID))
+	r, err := b.g.Poll(ctx, caller, requestID)
+	return b.reply(ctx, r, err)
 }
 
-func rpcReply(r *Reply, err error) (*request.Reply, error) {
+func (b rpcBackend) reply(ctx context.Context, r *Reply, err error) (*request.Reply, error) {
 	if err != nil {
 		if refusal, ok := errors.AsType[*Refusal](err); ok {
 			return nil, &request.Refusal{Err: refusal.Err, RequestID: refusal.RequestID}
@@ -104,7 +106,7 @@ func rpcReply(r *Reply, err error) (*request.Reply, error) {
 	}
 	out := &request.Reply{RequestID: r.RequestID, Pending: r.State != ledger.Issued, Message: r.Message, Full: r.Full}
 	if r.Certificate != nil {
-		out.Certificate = r.Certificate.Raw
+		out.Certificate, out.CRLs = r.Certificate.Raw, func() [][]byte { return b.g.crlsFor(ctx, r.Chain) }
 		if out.CertsOnly, err = wcce.CertsOnly(r.Certificate, r.Chain); err != nil {
 			return nil, fmt.Errorf("request %d: response: %w", r.RequestID, err)
 		}

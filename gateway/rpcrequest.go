@@ -192,6 +192,29 @@ func (g *Gateway) revocationOf(ctx context.Context, ca *CA, s *CAStatus, out *ce
 	out.CDP, out.AIA, out.OCSP = newest.CRLDistributionPoints, newest.IssuingCertificateURL, newest.OCSPServer
 }
 
+// crlsFor are the revocation lists that certificates of a chain have signed, of those that are here: the embedded CA's own, and what was
+// fetched of a foreign CA when it was looked at last. [MS-WCCE] 3.2.1.4.1.3 has a CA fetch all of them, those of the CAs above it too; a reply
+// does not wait for the network here, and leaves them out.
+func (g *Gateway) crlsFor(ctx context.Context, chain []*x509.Certificate) (out [][]byte) {
+	for _, ca := range g.signers {
+		var der []byte
+		if ca.Local != nil {
+			var err error
+			if der, err = ca.Local.CRL(ctx); err != nil {
+				g.Log.WithError(err).WithField("ca", ca.Name).Warn("a reply is without the revocation list that the client wants")
+				continue
+			}
+		} else if s := g.statusOf(ca.Name); s != nil && s.CRL != nil {
+			der = s.CRL.list
+		}
+		list, err := x509.ParseRevocationList(der)
+		if err == nil && slices.ContainsFunc(chain, func(c *x509.Certificate) bool { return list.CheckSignatureFrom(c) == nil }) {
+			out = append(out, der)
+		}
+	}
+	return out
+}
+
 // statusOf is what was last found out about a CA; nil before the first time.
 func (g *Gateway) statusOf(ca string) *CAStatus {
 	list := g.caStatus.Load()

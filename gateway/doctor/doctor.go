@@ -85,7 +85,7 @@ func checks() []check {
 		{"directory", directory}, {"clock", clock}, {"dns", names},
 		{"enrollment service", services}, {"templates", offers}, {"cas", authorities},
 		{"spn", principals}, {"keytab", keytabs}, {"ticket", ticket},
-		{"port", ports}, {"tls", certificate},
+		{"port", ports}, {"activation", activation}, {"tls", certificate},
 		{"agents", agents}, {"disk", disk}, {"memory", memoryOf},
 	}
 }

@@ -1,6 +1,7 @@
 package escrow
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -57,11 +58,13 @@ func (e *Escrow) lastKey() (last int64) {
 	return last
 }
 
+// loadKeysLocked adds the keys that this process does not know. Their numbers may be lower than those of keys that it does: another process,
+// or an import, may have been given one before a key that was made here.
 func (e *Escrow) loadKeysLocked(ctx context.Context) error {
 	now := e.o.Now()
 	e.keys = slices.DeleteFunc(e.keys, func(k *exchangeKey) bool { return now.After(k.usableUntil) })
 	rows, err := e.o.DB.SQL.QueryContext(ctx, `SELECT id, ca, certificate, private_key, usable_until, imported FROM exchange_keys
-		WHERE id > ? AND usable_until > ? AND destroyed = 0 ORDER BY id`, e.lastKey(), now.UnixMilli())
+		WHERE usable_until > ? AND destroyed = 0 ORDER BY id`, now.UnixMilli())
 	if err != nil {
 		return fmt.Errorf("exchange keys: %w", err)
 	}
@@ -73,6 +76,9 @@ func (e *Escrow) loadKeysLocked(ctx context.Context) error {
 		if err := rows.Scan(&k.id, &k.ca, &der, &encrypted, &until, &k.imported); err != nil {
 			return fmt.Errorf("exchange keys: %w", err)
 		}
+		if slices.ContainsFunc(e.keys, func(known *exchangeKey) bool { return known.id == k.id }) {
+			continue
+		}
 		k.usableUntil = time.UnixMilli(until)
 		if k.cert, err = x509.ParseCertificate(der); err != nil {
 			return fmt.Errorf("exchange key %d: %w", k.id, err)
@@ -82,6 +88,7 @@ func (e *Escrow) loadKeysLocked(ctx context.Context) error {
 		}
 		e.keys = append(e.keys, k)
 	}
+	slices.SortFunc(e.keys, func(a, b *exchangeKey) int { return cmp.Compare(a.id, b.id) })
 	return rows.Err()
 }
 

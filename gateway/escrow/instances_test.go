@@ -3,6 +3,7 @@ package escrow_test
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"database/sql"
 	"fmt"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/store"
 	"github.com/enrollgate/enrollgate/gateway/store/storetest"
+	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
@@ -117,5 +119,53 @@ func claimEverything(t *testing.T, all []*instance, want int) {
 	}
 	if ok, err := all[2].ledger.Claim(background, rows[0].ID, time.Now()); !ok || err != nil {
 		t.Errorf("a request that was given back could not be taken: %v", err)
+	}
+}
+
+// meanwhile is an identity that has something else done while it issues.
+type meanwhile struct {
+	upstream.Identity
+	do func()
+}
+
+func (m *meanwhile) IssueExchange(order upstream.Order) (*x509.Certificate, error) {
+	m.do()
+	return m.Identity.IssueExchange(order)
+}
+
+// TestAnImportedKeyIsUsedByAllInstances although one of them makes a key of its own while another imports: the imported key has the lower number then.
+func TestAnImportedKeyIsUsedByAllInstances(t *testing.T) {
+	v := newVault(t)
+	other, err := escrow.New(background, escrow.Options{DB: v.db, Secret: []byte("test secret"), Now: func() time.Time { return v.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, kra := testpki.Agent(t, "kra", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0)); v.AddAgent(background, kra, "test") != nil {
+		t.Fatal("no agent")
+	}
+	key, cert := testpki.Agent(t, "imported", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
+	own := &meanwhile{Identity: v.ca.Identity(), do: func() {
+		if err := other.ImportExchange(background, "Test CA", cert, key, v.now.Add(time.Hour), "test"); err != nil {
+			t.Error(err)
+		}
+	}}
+	if _, err := v.Exchange(background, "Test CA", own); err != nil {
+		t.Fatal(err)
+	}
+	_, second := testpki.Agent(t, "second", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
+	if err := v.ImportExchange(background, "Test CA", second, testpki.RSA(t, 2048), v.now.Add(time.Hour), "test"); err == nil {
+		t.Error("a key of another certificate")
+	}
+	thirdKey, third := testpki.Agent(t, "third", v.now.Add(-time.Hour), v.now.AddDate(1, 0, 0))
+	if err := v.ImportExchange(background, "Test CA", third, thirdKey, v.now.Add(time.Hour), "test"); err != nil { // reads what there is
+		t.Fatal(err)
+	}
+	for _, c := range []*x509.Certificate{cert, third} {
+		if _, err := v.Open("Test CA", request(t, c), alice); err != nil {
+			t.Errorf("%s: %v", c.Subject, err)
+		}
+	}
+	if cert := v.exchange(t); cert.Equal(third) {
+		t.Error("an imported certificate is given out")
 	}
 }

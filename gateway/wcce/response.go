@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fullsailor/pkcs7"
@@ -77,6 +78,45 @@ func FullResponse(r Response, key crypto.Signer, hash crypto.Hash) ([]byte, erro
 		certs = append(certs, r.Signer)
 	}
 	return signedData(OIDPKIResponse, body, certs, outgoingSigner{key: key, cert: r.Signer, hash: hash})
+}
+
+// AddCRLs puts revocation lists into a SignedData that is complete otherwise. Nobody signs them there (RFC 5652 5.1), so that signatures stay good.
+func AddCRLs(der []byte, crls [][]byte) ([]byte, error) {
+	if len(crls) == 0 {
+		return der, nil
+	}
+	in := cryptobyte.String(der)
+	var info, kind, outer, signed, before, certs, present, rest cryptobyte.String
+	var hasCerts, hasCRLs bool
+	if !in.ReadASN1(&info, cbasn1.SEQUENCE) || !in.Empty() || !info.ReadASN1Element(&kind, cbasn1.OBJECT_IDENTIFIER) || !info.ReadASN1(&outer, tag0) || !info.Empty() ||
+		!outer.ReadASN1(&signed, cbasn1.SEQUENCE) || !outer.Empty() {
+		return nil, errors.New("CRLs cannot be added: no SignedData")
+	}
+	for _, tag := range []cbasn1.Tag{cbasn1.INTEGER, cbasn1.SET, cbasn1.SEQUENCE} { // version, digestAlgorithms, encapContentInfo
+		var e cryptobyte.String
+		if !signed.ReadASN1Element(&e, tag) {
+			return nil, errors.New("CRLs cannot be added: malformed SignedData")
+		}
+		before = append(before, e...)
+	}
+	if !signed.ReadOptionalASN1(&certs, &hasCerts, tag0) || !signed.ReadOptionalASN1(&present, &hasCRLs, tag1) || !signed.ReadASN1Element(&rest, cbasn1.SET) || !signed.Empty() {
+		return nil, errors.New("CRLs cannot be added: malformed SignedData")
+	}
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(kind)
+		b.AddASN1(tag0, func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				b.AddBytes(before)
+				if hasCerts {
+					b.AddASN1(tag0, func(b *cryptobyte.Builder) { b.AddBytes(certs) })
+				}
+				b.AddASN1(tag1, func(b *cryptobyte.Builder) { b.AddBytes(slices.Concat(present, slices.Concat(crls...))) })
+				b.AddBytes(rest)
+			})
+		})
+	})
+	return b.Bytes()
 }
 
 func containsCert(list []*x509.Certificate, cert *x509.Certificate) bool {

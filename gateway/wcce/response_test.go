@@ -189,3 +189,69 @@ func FuzzParseResponse(f *testing.F) {
 		}
 	})
 }
+
+func TestRevocationListsAreAddedToWholeMessagesOnly(t *testing.T) {
+	key := testpki.RSA(t, 2048)
+	ca := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCRLSign | x509.KeyUsageCertSign, SubjectKeyId: []byte{1}}
+	der, err := x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := testpki.Cert(t, der)
+	crl, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := certFor(t, "alice", cert, testpki.RSA(t, 2048).Public(), key)
+	plain, err := wcce.CertsOnly(leaf, []*x509.Certificate{cert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := wcce.FullResponse(wcce.Response{Text: "Issued", Certificate: leaf, Chain: []*x509.Certificate{cert}, Signer: cert}, key, crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, message := range [][]byte{plain, full} {
+		with, err := wcce.AddCRLs(message, [][]byte{crl, crl})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sd, err := wcce.ParseSignedData(with)
+		if err != nil || len(sd.CRLs) != 2 || !bytes.Equal(sd.CRLs[1], crl) {
+			t.Errorf("%v", err)
+		}
+		if r, err := wcce.ParseResponse(with); err != nil || !r.Certificate.Equal(leaf) {
+			t.Error(err)
+		}
+		if same, err := wcce.AddCRLs(message, nil); err != nil || !bytes.Equal(same, message) {
+			t.Error(err)
+		}
+		for i := range message { // cut off anywhere
+			if _, err := wcce.AddCRLs(message[:i], [][]byte{crl}); err == nil {
+				t.Errorf("%d octets of it are a message", i)
+			}
+		}
+		if with, err = wcce.AddCRLs(with, [][]byte{crl}); err != nil {
+			t.Fatal(err)
+		}
+		if sd, err := wcce.ParseSignedData(with); err != nil || len(sd.CRLs) != 3 {
+			t.Errorf("another one: %v", err)
+		}
+	}
+}
+
+func FuzzAddCRLs(f *testing.F) {
+	key := testpki.RSA(f, 2048)
+	cert := certFor(f, "CA", nil, key.Public(), key)
+	plain, err := wcce.CertsOnly(cert, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(plain)
+	f.Fuzz(func(t *testing.T, der []byte) {
+		if out, err := wcce.AddCRLs(der, [][]byte{{0x30, 0}}); err == nil && len(out) < len(der) {
+			t.Error("shorter than before")
+		}
+	})
+}

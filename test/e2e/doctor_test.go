@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,7 +72,7 @@ func TestDoctorIsContentWithTheLab(t *testing.T) {
 	for _, f := range all {
 		checks[f.Check] = true
 	}
-	for _, name := range []string{"configuration", "database", "gateway", "directory", "clock", "dns", "enrollment service", "templates", "spn", "keytab", "ticket", "port", "tls", "agents", "disk", "memory"} {
+	for _, name := range []string{"configuration", "database", "gateway", "directory", "clock", "dns", "enrollment service", "templates", "spn", "keytab", "ticket", "port", "activation", "tls", "agents", "disk", "memory"} {
 		if !checks[name] {
 			t.Errorf("nothing about %s", name)
 		}
@@ -81,6 +82,27 @@ func TestDoctorIsContentWithTheLab(t *testing.T) {
 	if out, code := p.Output(t, "doctor"); code != 6 || !strings.Contains(out, "→ renew it") || !strings.Contains(out, "need attention") { // the lab's certificates
 		t.Errorf("%d\n%s", code, out)
 	}
+}
+
+// TestDoctorActivatesAsWindowsDoes: with DCOM on, it is a client of it; what keeps that client away is found.
+func TestDoctorActivatesAsWindowsDoes(t *testing.T) {
+	w, path := world.Prepare(t, fmt.Sprintf(`listen: {https: "%[1]s:443", http: "%[1]s:80", metrics: "off", rpc: "%[1]s:49200", epm: "%[1]s:135"}`, world.Env("LAB_GW_IP")))
+	p := world.NewProcess(t, w, path)
+	all := examine(t, p)
+	requireFinding(t, all, "activation", doctor.Attention, "connection refused", "clients need TCP 135")
+	requireFinding(t, all, "port", doctor.Attention, "enroll.lab.test:135: nobody listens there", "start the gateway")
+	p.Start(t)
+	all = examine(t, p)
+	requireWell(t, all, "activation", "port", "dns", "spn", "ticket", "enrollment service")
+	requireFinding(t, all, "activation", doctor.OK, "activated as svc-enroll, at ncacn_ip_tcp:enroll.lab.test[49200]", "")
+	requireFinding(t, all, "activation", doctor.OK, world.CAName+": answers over DCOM; 1", "") // templates
+	requireFinding(t, all, "spn", doctor.OK, "HOST/enroll.lab.test", "")
+	t.Run("another account has HOST", func(t *testing.T) {
+		duplicateSPN(t, "CN=Bob Baker,CN=Users,"+world.Env("LAB_BASE_DN"), "RPCSS/enroll.lab.test")
+		requireFinding(t, examine(t, p), "activation", doctor.Attention, "Windows' own enrollment policy gets no certificates", "HOST/enroll.lab.test")
+	})
+	all = examine(t, p.Twin(t, changed(t, path, "listen:", fmt.Sprintf(`listen: {https: "%[1]s:443", http: "%[1]s:80", metrics: "off"}`, world.Env("LAB_GW_IP"))), ""))
+	requireFinding(t, all, "activation", doctor.OK, "DCOM is off", "")
 }
 
 // TestDoctorFindsWhatIsBrokenInTheForest breaks one thing after the other, and repairs it.

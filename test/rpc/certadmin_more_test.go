@@ -13,6 +13,7 @@ import (
 	"github.com/oiweiwei/go-msrpc/msrpc/dtyp"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -28,41 +29,41 @@ func results(t testing.TB, c icertadmind2.CertAdminD2Client) map[string]hresult.
 		out[name] = hresult.Code(uint32(result))
 	}
 	ca := world.CAName
-	a, _ := one.SetExtension(ctx, &icertadmind.SetExtensionRequest{This: this(), Authority: ca, RequestID: 1, ExtensionName: "1.2.3", Type: 3, Value: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
+	a, _ := one.SetExtension(ctx, &icertadmind.SetExtensionRequest{This: msrpc.This(), Authority: ca, RequestID: 1, ExtensionName: "1.2.3", Type: 3, Value: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
 	add("SetExtension", a == nil, a.Return)
-	b, _ := one.SetAttributes(ctx, &icertadmind.SetAttributesRequest{This: this(), Authority: ca, RequestID: 1, Attributes: "a:b\n"})
+	b, _ := one.SetAttributes(ctx, &icertadmind.SetAttributesRequest{This: msrpc.This(), Authority: ca, RequestID: 1, Attributes: "a:b\n"})
 	add("SetAttributes", b == nil, b.Return)
-	d, _ := one.PublishCRL(ctx, &icertadmind.PublishCRLRequest{This: this(), Authority: ca, FileTime: &dtyp.Filetime{}})
+	d, _ := one.PublishCRL(ctx, &icertadmind.PublishCRLRequest{This: msrpc.This(), Authority: ca, FileTime: &dtyp.Filetime{}})
 	add("PublishCRL", d == nil, d.Return)
-	e, _ := one.ServerControl(ctx, &icertadmind.ServerControlRequest{This: this(), Authority: ca, ControlFlags: 1})
+	e, _ := one.ServerControl(ctx, &icertadmind.ServerControlRequest{This: msrpc.This(), Authority: ca, ControlFlags: 1})
 	add("ServerControl", e == nil, e.Return)
-	f, _ := one.ImportCertificate(ctx, &icertadmind.ImportCertificateRequest{This: this(), Authority: ca, Certificate: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
+	f, _ := one.ImportCertificate(ctx, &icertadmind.ImportCertificateRequest{This: msrpc.This(), Authority: ca, Certificate: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
 	add("ImportCertificate", f == nil, f.Return)
-	g, _ := one.BackupPrepare(ctx, &icertadmind.BackupPrepareRequest{This: this(), Authority: ca})
+	g, _ := one.BackupPrepare(ctx, &icertadmind.BackupPrepareRequest{This: msrpc.This(), Authority: ca})
 	add("BackupPrepare", g == nil, g.Return)
-	h, _ := one.BackupEnd(ctx, &icertadmind.BackupEndRequest{This: this()})
+	h, _ := one.BackupEnd(ctx, &icertadmind.BackupEndRequest{This: msrpc.This()})
 	add("BackupEnd", h == nil, h.Return)
-	i, _ := c.PublishCRLs(ctx, &icertadmind2.PublishCRLsRequest{This: this(), Authority: ca, FileTime: &dtyp.Filetime{}})
+	i, _ := c.PublishCRLs(ctx, &icertadmind2.PublishCRLsRequest{This: msrpc.This(), Authority: ca, FileTime: &dtyp.Filetime{}})
 	add("PublishCRLs", i == nil, i.Return)
-	j, _ := c.SetCAProperty(ctx, &icertadmind2.SetCAPropertyRequest{This: this(), Authority: ca, PropertyID: 24, PropertyType: 1, PropertyValue: &csra.CertTransportBlob{Length: 4, Buffer: []byte{1, 0, 0, 0}}})
+	j, _ := c.SetCAProperty(ctx, &icertadmind2.SetCAPropertyRequest{This: msrpc.This(), Authority: ca, PropertyID: 24, PropertyType: 1, PropertyValue: &csra.CertTransportBlob{Length: 4, Buffer: []byte{1, 0, 0, 0}}})
 	add("SetCAProperty", j == nil, j.Return)
-	k, _ := c.GetCASecurity(ctx, &icertadmind2.GetCASecurityRequest{This: this(), Authority: ca})
+	k, _ := c.GetCASecurity(ctx, &icertadmind2.GetCASecurityRequest{This: msrpc.This(), Authority: ca})
 	add("GetCASecurity", k == nil, k.Return)
-	l, _ := c.SetCASecurity(ctx, &icertadmind2.SetCASecurityRequest{This: this(), Authority: ca, SD: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
+	l, _ := c.SetCASecurity(ctx, &icertadmind2.SetCASecurityRequest{This: msrpc.This(), Authority: ca, SD: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
 	add("SetCASecurity", l == nil, l.Return)
-	m, _ := c.GetAuditFilter(ctx, &icertadmind2.GetAuditFilterRequest{This: this(), Authority: ca})
+	m, _ := c.GetAuditFilter(ctx, &icertadmind2.GetAuditFilterRequest{This: msrpc.This(), Authority: ca})
 	add("GetAuditFilter", m == nil, m.Return)
-	n, _ := c.SetAuditFilter(ctx, &icertadmind2.SetAuditFilterRequest{This: this(), Authority: ca})
+	n, _ := c.SetAuditFilter(ctx, &icertadmind2.SetAuditFilterRequest{This: msrpc.This(), Authority: ca})
 	add("SetAuditFilter", n == nil, n.Return)
-	o, _ := c.GetOfficerRights(ctx, &icertadmind2.GetOfficerRightsRequest{This: this(), Authority: ca})
+	o, _ := c.GetOfficerRights(ctx, &icertadmind2.GetOfficerRightsRequest{This: msrpc.This(), Authority: ca})
 	add("GetOfficerRights", o == nil, o.Return)
-	p, _ := c.SetOfficerRights(ctx, &icertadmind2.SetOfficerRightsRequest{This: this(), Authority: ca, SD: &csra.CertTransportBlob{}})
+	p, _ := c.SetOfficerRights(ctx, &icertadmind2.SetOfficerRightsRequest{This: msrpc.This(), Authority: ca, SD: &csra.CertTransportBlob{}})
 	add("SetOfficerRights", p == nil, p.Return)
-	q, _ := c.SetConfigEntry(ctx, &icertadmind2.SetConfigEntryRequest{This: this(), Authority: ca, Entry: "CRLPeriodUnits", Variant: &oaut.Variant{}})
+	q, _ := c.SetConfigEntry(ctx, &icertadmind2.SetConfigEntryRequest{This: msrpc.This(), Authority: ca, Entry: "CRLPeriodUnits", Variant: &oaut.Variant{}})
 	add("SetConfigEntry", q == nil, q.Return)
-	r, _ := c.ImportKey(ctx, &icertadmind2.ImportKeyRequest{This: this(), Authority: ca, RequestID: 1, Key: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
+	r, _ := c.ImportKey(ctx, &icertadmind2.ImportKeyRequest{This: msrpc.This(), Authority: ca, RequestID: 1, Key: &csra.CertTransportBlob{Length: 1, Buffer: []byte{1}}})
 	add("ImportKey", r == nil, r.Return)
-	s, _ := c.DeleteRow(ctx, &icertadmind2.DeleteRowRequest{This: this(), Authority: ca, FileTime: &dtyp.Filetime{}, RowID: 1})
+	s, _ := c.DeleteRow(ctx, &icertadmind2.DeleteRowRequest{This: msrpc.This(), Authority: ca, FileTime: &dtyp.Filetime{}, RowID: 1})
 	add("DeleteRow", s == nil, s.Return)
 	return out
 }
@@ -88,27 +89,27 @@ func reads(t testing.TB, c icertadmind2.CertAdminD2Client) map[string]hresult.Co
 	t.Helper()
 	ctx, one, ca := comContext(t), c.CertAdminD(), world.CAName
 	out := map[string]hresult.Code{}
-	a, _ := one.Ping(ctx, &icertadmind.PingRequest{This: this(), Authority: ca})
+	a, _ := one.Ping(ctx, &icertadmind.PingRequest{This: msrpc.This(), Authority: ca})
 	out["Ping"] = hresult.Code(uint32(a.Return))
-	b, _ := c.Ping2(ctx, &icertadmind2.Ping2Request{This: this()})
+	b, _ := c.Ping2(ctx, &icertadmind2.Ping2Request{This: msrpc.This()})
 	out["Ping2"] = hresult.Code(uint32(b.Return))
-	d, _ := one.GetCRL(ctx, &icertadmind.GetCRLRequest{This: this(), Authority: ca})
+	d, _ := one.GetCRL(ctx, &icertadmind.GetCRLRequest{This: msrpc.This(), Authority: ca})
 	out["GetCRL"] = hresult.Code(uint32(d.Return))
-	e, _ := c.GetCAProperty(ctx, &icertadmind2.GetCAPropertyRequest{This: this(), Authority: ca, PropertyID: 6, PropertyType: 4})
+	e, _ := c.GetCAProperty(ctx, &icertadmind2.GetCAPropertyRequest{This: msrpc.This(), Authority: ca, PropertyID: 6, PropertyType: 4})
 	out["GetCAProperty"] = hresult.Code(uint32(e.Return))
-	f, _ := c.GetCAPropertyInfo(ctx, &icertadmind2.GetCAPropertyInfoRequest{This: this(), Authority: ca})
+	f, _ := c.GetCAPropertyInfo(ctx, &icertadmind2.GetCAPropertyInfoRequest{This: msrpc.This(), Authority: ca})
 	out["GetCAPropertyInfo"] = hresult.Code(uint32(f.Return))
-	g, _ := one.EnumViewColumn(ctx, &icertadmind.EnumViewColumnRequest{This: this(), Authority: ca, ColumnCount: 1000})
+	g, _ := one.EnumViewColumn(ctx, &icertadmind.EnumViewColumnRequest{This: msrpc.This(), Authority: ca, ColumnCount: 1000})
 	out["EnumViewColumn"] = hresult.Code(uint32(g.Return))
-	h, _ := c.EnumViewColumnTable(ctx, &icertadmind2.EnumViewColumnTableRequest{This: this(), Authority: ca, ColumnCount: 1000})
+	h, _ := c.EnumViewColumnTable(ctx, &icertadmind2.EnumViewColumnTableRequest{This: msrpc.This(), Authority: ca, ColumnCount: 1000})
 	out["EnumViewColumnTable"] = hresult.Code(uint32(h.Return))
-	i, _ := one.GetViewDefaultColumnSet(ctx, &icertadmind.GetViewDefaultColumnSetRequest{This: this(), Authority: ca, ColumnSetDefault: 0xfffffffe})
+	i, _ := one.GetViewDefaultColumnSet(ctx, &icertadmind.GetViewDefaultColumnSetRequest{This: msrpc.This(), Authority: ca, ColumnSetDefault: 0xfffffffe})
 	out["GetViewDefaultColumnSet"] = hresult.Code(uint32(i.Return))
-	j, _ := one.OpenView(ctx, &icertadmind.OpenViewRequest{This: this(), Authority: ca, ColumnsCountOut: 1, ColumnsOut: []uint32{0x1000}, Count: 1})
+	j, _ := one.OpenView(ctx, &icertadmind.OpenViewRequest{This: msrpc.This(), Authority: ca, ColumnsCountOut: 1, ColumnsOut: []uint32{0x1000}, Count: 1})
 	out["OpenView"] = hresult.Code(uint32(j.Return))
-	k, _ := one.EnumView(ctx, &icertadmind.EnumViewRequest{This: this(), Authority: ca, Count: 1})
+	k, _ := one.EnumView(ctx, &icertadmind.EnumViewRequest{This: msrpc.This(), Authority: ca, Count: 1})
 	out["EnumView"] = hresult.Code(uint32(k.Return))
-	l, _ := one.CloseView(ctx, &icertadmind.CloseViewRequest{This: this(), Authority: ca})
+	l, _ := one.CloseView(ctx, &icertadmind.CloseViewRequest{This: msrpc.This(), Authority: ca})
 	out["CloseView"] = hresult.Code(uint32(l.Return))
 	return out
 }
@@ -124,16 +125,16 @@ func TestManagersAloneRead(t *testing.T) {
 		}
 	}
 	for c, want := range map[icertadmind2.CertAdminD2Client][2]uint32{carol: {0x302, 1}, bob: {0x200, 0}} {
-		roles, err := c.GetMyRoles(comContext(t), &icertadmind2.GetMyRolesRequest{This: this(), Authority: world.CAName})
+		roles, err := c.GetMyRoles(comContext(t), &icertadmind2.GetMyRolesRequest{This: msrpc.This(), Authority: world.CAName})
 		if err != nil || uint32(roles.Roles) != want[0] {
 			t.Errorf("%+v, %v", roles, err)
 		}
-		state, err := c.CertAdminD().GetServerState(comContext(t), &icertadmind.GetServerStateRequest{This: this(), Authority: world.CAName})
+		state, err := c.CertAdminD().GetServerState(comContext(t), &icertadmind.GetServerStateRequest{This: msrpc.This(), Authority: world.CAName})
 		if err != nil || state.State != want[1] {
 			t.Errorf("%+v, %v", state, err)
 		}
 	}
-	table, err := carol.CertAdminD().EnumViewColumn(comContext(t), &icertadmind.EnumViewColumnRequest{This: this(), Authority: world.CAName, ColumnCount: 1000})
+	table, err := carol.CertAdminD().EnumViewColumn(comContext(t), &icertadmind.EnumViewColumnRequest{This: msrpc.This(), Authority: world.CAName, ColumnCount: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +155,7 @@ func TestExtensionsAndAttributesOfARequestAreListed(t *testing.T) {
 	one := dialAdmin(t, "carol", dcerpc.WithSeal()).CertAdminD()
 	items := func(flags uint32, last string) (names []string) {
 		t.Helper()
-		out, err := one.EnumAttributesOrExtensions(comContext(t), &icertadmind.EnumAttributesOrExtensionsRequest{This: this(), Authority: world.CAName, RowID: uint32(row.ID), Flags: flags, Last: last, Count: 100})
+		out, err := one.EnumAttributesOrExtensions(comContext(t), &icertadmind.EnumAttributesOrExtensionsRequest{This: msrpc.This(), Authority: world.CAName, RowID: uint32(row.ID), Flags: flags, Last: last, Count: 100})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -182,7 +183,7 @@ func TestConfigurationEntriesAreVariants(t *testing.T) {
 	carol := dialAdmin(t, "carol", dcerpc.WithSeal())
 	entry := func(node, name string) *icertadmind2.GetConfigEntryResponse {
 		t.Helper()
-		out, err := carol.GetConfigEntry(comContext(t), &icertadmind2.GetConfigEntryRequest{This: this(), Authority: world.CAName, NodePath: node, Entry: name})
+		out, err := carol.GetConfigEntry(comContext(t), &icertadmind2.GetConfigEntryRequest{This: msrpc.This(), Authority: world.CAName, NodePath: node, Entry: name})
 		if out == nil || out.Variant == nil {
 			t.Fatal(name, err)
 		}

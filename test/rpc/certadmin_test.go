@@ -23,6 +23,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/config"
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
@@ -30,16 +31,11 @@ import (
 // startManaged runs a gateway whose certificate managers are LAB\Certificate Managers (helpdesk) and carol; keys are managed by carol.
 func startManaged(t testing.TB, required int) *world.World {
 	t.Helper()
-	w := world.StartChanged(t, "", func(c *config.Config) {
+	return world.StartChanged(t, "", func(c *config.Config) {
+		listen(c)
 		c.CertificateManagers = []string{`LAB\Certificate Managers`, "carol"}
 		c.Escrow.Policies = []config.RecoveryPolicy{{Name: "mail", Required: required, Managers: []string{"carol"}, Approvers: []string{"kra1"}}}
 	})
-	serve(t, append(w.RequestInterfaces(), w.AdminInterfaces()...)...)
-	return w
-}
-
-func dialAdmin(t testing.TB, account string, level dcerpc.Option) icertadmind2.CertAdminD2Client {
-	return comClient(t, account, level, icertadmind2.NewCertAdminD2Client)
 }
 
 // pend is a request of helpdesk's that waits for a manager.
@@ -58,7 +54,7 @@ func pend(t testing.TB, c icertrequestd2.CertRequestD2Client, name string) uint3
 
 func resubmit(t testing.TB, c icertadmind2.CertAdminD2Client, id uint32) (uint32, hresult.Code) {
 	t.Helper()
-	out, err := c.CertAdminD().ResubmitRequest(comContext(t), &icertadmind.ResubmitRequestRequest{This: this(), Authority: world.CAName, RequestID: id})
+	out, err := c.CertAdminD().ResubmitRequest(comContext(t), &icertadmind.ResubmitRequestRequest{This: msrpc.This(), Authority: world.CAName, RequestID: id})
 	if out == nil {
 		t.Fatal(err)
 	}
@@ -67,7 +63,7 @@ func resubmit(t testing.TB, c icertadmind2.CertAdminD2Client, id uint32) (uint32
 
 func deny(t testing.TB, c icertadmind2.CertAdminD2Client, id uint32) hresult.Code {
 	t.Helper()
-	out, err := c.CertAdminD().DenyRequest(comContext(t), &icertadmind.DenyRequestRequest{This: this(), Authority: world.CAName, RequestID: id})
+	out, err := c.CertAdminD().DenyRequest(comContext(t), &icertadmind.DenyRequestRequest{This: msrpc.This(), Authority: world.CAName, RequestID: id})
 	if out == nil {
 		t.Fatal(err)
 	}
@@ -137,7 +133,7 @@ func TestManagersRevoke(t *testing.T) {
 	carol, bob := dialAdmin(t, "carol", dcerpc.WithSeal()), dialAdmin(t, "bob", dcerpc.WithSeal())
 	valid := func() int32 {
 		t.Helper()
-		out, err := carol.CertAdminD().IsValidCertificate(comContext(t), &icertadmind.IsValidCertificateRequest{This: this(), Authority: world.CAName, SerialNumber: row.Serial})
+		out, err := carol.CertAdminD().IsValidCertificate(comContext(t), &icertadmind.IsValidCertificateRequest{This: msrpc.This(), Authority: world.CAName, SerialNumber: row.Serial})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -145,7 +141,7 @@ func TestManagersRevoke(t *testing.T) {
 	}
 	revoke := func(c icertadmind2.CertAdminD2Client, serial string, reason uint32) hresult.Code {
 		t.Helper()
-		out, err := c.CertAdminD().RevokeCertificate(comContext(t), &icertadmind.RevokeCertificateRequest{This: this(), Authority: world.CAName, SerialNumber: serial, Reason: reason})
+		out, err := c.CertAdminD().RevokeCertificate(comContext(t), &icertadmind.RevokeCertificateRequest{This: msrpc.This(), Authority: world.CAName, SerialNumber: serial, Reason: reason})
 		if out == nil {
 			t.Fatal(err)
 		}
@@ -170,7 +166,7 @@ func TestManagersRevoke(t *testing.T) {
 	if got := valid(); got != 2 {
 		t.Errorf("disposition %d", got)
 	}
-	out, err := carol.CertAdminD().GetCRL(comContext(t), &icertadmind.GetCRLRequest{This: this(), Authority: world.CAName})
+	out, err := carol.CertAdminD().GetCRL(comContext(t), &icertadmind.GetCRLRequest{This: msrpc.This(), Authority: world.CAName})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +211,7 @@ func openView(t testing.TB, c icertadmind2.CertAdminD2Client, first, count uint3
 	for _, r := range restrictions {
 		r.ValueLength = uint32(len(r.Value))
 	}
-	out, err := c.CertAdminD().OpenView(comContext(t), &icertadmind.OpenViewRequest{This: this(), Authority: world.CAName, CertViewRestrictionCount: uint32(len(restrictions)),
+	out, err := c.CertAdminD().OpenView(comContext(t), &icertadmind.OpenViewRequest{This: msrpc.This(), Authority: world.CAName, CertViewRestrictionCount: uint32(len(restrictions)),
 		CertViewRestrictions: restrictions, ColumnsCountOut: uint32(len(columns)), ColumnsOut: columns, ID: first, Count: count})
 	if err != nil {
 		t.Fatal(err)
@@ -229,7 +225,7 @@ func openView(t testing.TB, c icertadmind2.CertAdminD2Client, first, count uint3
 
 func closeView(t testing.TB, c icertadmind2.CertAdminD2Client) {
 	t.Helper()
-	if _, err := c.CertAdminD().CloseView(comContext(t), &icertadmind.CloseViewRequest{This: this(), Authority: world.CAName}); err != nil {
+	if _, err := c.CertAdminD().CloseView(comContext(t), &icertadmind.CloseViewRequest{This: msrpc.This(), Authority: world.CAName}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -321,7 +317,7 @@ func checkPages(t *testing.T, c icertadmind2.CertAdminD2Client, want []uint32) {
 	for base := range uint32(2) {
 		got, total := openView(t, c, base, 1, []uint32{0x1000})
 		for total < 0 {
-			out, err := c.CertAdminD().EnumView(comContext(t), &icertadmind.EnumViewRequest{This: this(), Authority: world.CAName, ID: base + uint32(len(got)), Count: 2})
+			out, err := c.CertAdminD().EnumView(comContext(t), &icertadmind.EnumViewRequest{This: msrpc.This(), Authority: world.CAName, ID: base + uint32(len(got)), Count: 2})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -332,20 +328,20 @@ func checkPages(t *testing.T, c icertadmind2.CertAdminD2Client, want []uint32) {
 		if !slices.Equal(ids(got), want) || total != len(want) {
 			t.Errorf("from %d: %v of %d", base, ids(got), total)
 		}
-		again, err := c.CertAdminD().EnumView(comContext(t), &icertadmind.EnumViewRequest{This: this(), Authority: world.CAName, ID: base + 1, Count: 1})
+		again, err := c.CertAdminD().EnumView(comContext(t), &icertadmind.EnumViewRequest{This: msrpc.This(), Authority: world.CAName, ID: base + 1, Count: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if rows, _ := parseRows(t, again.ResultRows.Buffer); !slices.Equal(ids(rows), want[1:2]) {
 			t.Errorf("the second row again: %v", ids(rows))
 		}
-		second, _ := c.CertAdminD().OpenView(comContext(t), &icertadmind.OpenViewRequest{This: this(), Authority: world.CAName, ColumnsCountOut: 1, ColumnsOut: []uint32{0x1000}})
+		second, _ := c.CertAdminD().OpenView(comContext(t), &icertadmind.OpenViewRequest{This: msrpc.This(), Authority: world.CAName, ColumnsCountOut: 1, ColumnsOut: []uint32{0x1000}})
 		if second == nil || hresult.Code(uint32(second.Return)) != hresult.Unexpected {
 			t.Errorf("a second view: %+v", second)
 		}
 		closeView(t, c)
 	}
-	closed, _ := c.CertAdminD().EnumView(comContext(t), &icertadmind.EnumViewRequest{This: this(), Authority: world.CAName, Count: 1})
+	closed, _ := c.CertAdminD().EnumView(comContext(t), &icertadmind.EnumViewRequest{This: msrpc.This(), Authority: world.CAName, Count: 1})
 	if closed == nil || hresult.Code(uint32(closed.Return)) != hresult.InvalidHandle {
 		t.Errorf("a closed view: %+v", closed)
 	}
@@ -360,7 +356,7 @@ func TestManagersFetchSealedKeys(t *testing.T) {
 	}
 	get := func(account string, id uint32) ([]byte, hresult.Code) {
 		t.Helper()
-		out, err := dialAdmin(t, account, dcerpc.WithSeal()).GetArchivedKey(comContext(t), &icertadmind2.GetArchivedKeyRequest{This: this(), Authority: world.CAName, RequestID: id})
+		out, err := dialAdmin(t, account, dcerpc.WithSeal()).GetArchivedKey(comContext(t), &icertadmind2.GetArchivedKeyRequest{This: msrpc.This(), Authority: world.CAName, RequestID: id})
 		if out == nil {
 			t.Fatal(err)
 		}
@@ -424,7 +420,7 @@ func TestAQuorumsKeyIsNotFetchedByRPC(t *testing.T) {
 	if out.Disposition != 3 {
 		t.Fatalf("0x%x, %q", out.Disposition, text(out.DispositionMessage.Buffer))
 	}
-	got, err := dialAdmin(t, "carol", dcerpc.WithSeal()).GetArchivedKey(comContext(t), &icertadmind2.GetArchivedKeyRequest{This: this(), Authority: world.CAName, RequestID: out.RequestID})
+	got, err := dialAdmin(t, "carol", dcerpc.WithSeal()).GetArchivedKey(comContext(t), &icertadmind2.GetArchivedKeyRequest{This: msrpc.This(), Authority: world.CAName, RequestID: out.RequestID})
 	if got == nil || hresult.Code(uint32(got.Return)) != hresult.AccessDenied || len(got.ArchivedKey.Buffer) != 0 {
 		t.Errorf("%+v, %v", got, err)
 	}

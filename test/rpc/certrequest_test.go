@@ -13,17 +13,19 @@ import (
 	"github.com/oiweiwei/go-msrpc/dcerpc"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
+	icertpassage "github.com/oiweiwei/go-msrpc/msrpc/icpr/icertpassage/v0"
 
 	"github.com/enrollgate/enrollgate/gateway/ledger"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/testpki"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
 func request2(t testing.TB, c icertrequestd2.CertRequestD2Client, in *icertrequestd2.Request2Request) *icertrequestd2.Request2Response {
 	t.Helper()
-	in.This = this()
+	in.This = msrpc.This()
 	if in.Authority == "" {
 		in.Authority = world.CAName
 	}
@@ -39,12 +41,11 @@ func request2(t testing.TB, c icertrequestd2.CertRequestD2Client, in *icertreque
 
 func TestAnArchivedKeyComesByRequest2(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
-	if _, err := c.Ping2(comContext(t), &icertrequestd2.Ping2Request{This: this()}); err != nil {
+	if _, err := c.Ping2(comContext(t), &icertrequestd2.Ping2Request{This: msrpc.This()}); err != nil {
 		t.Fatal(err)
 	}
-	fetched, err := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: this(), Chain: 1, Authority: world.CAName})
+	fetched, err := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: msrpc.This(), Chain: 1, Authority: world.CAName})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,10 +71,9 @@ func TestAnArchivedKeyComesByRequest2(t *testing.T) {
 
 func TestBothInterfacesEnroll(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	attributes := "CertificateTemplate:LabUserAuth\n"
 	one := dialD(t, "alice", dcerpc.WithSeal())
-	out, err := one.Request(comContext(t), &icertrequestd.RequestRequest{This: this(), Flags: pkcs10, Authority: world.CAName, Attributes: attributes, Request: blob(csr(t))})
+	out, err := one.Request(comContext(t), &icertrequestd.RequestRequest{This: msrpc.This(), Flags: pkcs10, Authority: world.CAName, Attributes: attributes, Request: blob(csr(t))})
 	if err != nil || out.Disposition != 3 {
 		t.Fatal(err, out)
 	}
@@ -117,16 +117,42 @@ func TestBothInterfacesEnroll(t *testing.T) {
 	}
 }
 
+// TestRevocationListsComeWhereTheyAreWanted sets the flag for them ([MS-WCCE] 3.2.1.4.2.1); ICertPassage has it too.
+func TestRevocationListsComeWhereTheyAreWanted(t *testing.T) {
+	const withCRLs = 0x80000
+	w := start(t)
+	d2 := dialD2(t, "alice", dcerpc.WithSeal())
+	revoked := enrollOne(t, w, d2)
+	if err := w.Revoke(background, revoked, "test", 1); err != nil {
+		t.Fatal(err)
+	}
+	attributes := "CertificateTemplate:LabUserAuth\n"
+	passed := ask(t, mustDial(t, "alice", how{port: true}), &icertpassage.CertServerRequestRequest{Flags: pkcs10 | withCRLs, Attributes: template("LabUserAuth"), Request: blob(csr(t))})
+	replies := map[string][]byte{"ICertPassage": passed.Cert.Buffer}
+	for name, flags := range map[string]uint32{"certs-only": withCRLs, "full": withCRLs | full, "without": full} {
+		out := request2(t, d2, &icertrequestd2.Request2Request{Flags: pkcs10 | flags, Attributes: attributes, Request: blob(csr(t))})
+		replies[name] = out.FullResponse.Buffer
+	}
+	for name, der := range replies {
+		shown, err := testpki.OpenSSL(t, der, "pkcs7", "-inform", "DER", "-print_certs", "-text")
+		if err != nil || strings.Contains(string(shown), "BEGIN X509 CRL") != (name != "without") || strings.Contains(strings.ToLower(string(shown)), "serial number: "+revoked.Serial) != (name != "without") {
+			t.Errorf("%s: %v: %s", name, err, shown)
+		}
+		if r, err := wcce.ParseResponse(der); err != nil || r.Certificate == nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestBelowPrivacyEveryMethodIsDenied(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	c := dialD2(t, "alice", dcerpc.WithSign())
 	ctx := comContext(t)
 	out := request2(t, c, &icertrequestd2.Request2Request{Flags: pkcs10, Attributes: "CertificateTemplate:LabUserAuth\n", Request: blob(csr(t))})
-	property, _ := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: this(), Authority: world.CAName, PropertyID: 6, PropertyType: 4})
-	info, _ := c.GetCAPropertyInfo(ctx, &icertrequestd2.GetCAPropertyInfoRequest{This: this(), Authority: world.CAName})
-	ping, _ := c.Ping2(ctx, &icertrequestd2.Ping2Request{This: this()})
-	cert, _ := c.CertRequestD().GetCACert(ctx, &icertrequestd.GetCACertRequest{This: this(), Authority: world.CAName})
+	property, _ := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: msrpc.This(), Authority: world.CAName, PropertyID: 6, PropertyType: 4})
+	info, _ := c.GetCAPropertyInfo(ctx, &icertrequestd2.GetCAPropertyInfoRequest{This: msrpc.This(), Authority: world.CAName})
+	ping, _ := c.Ping2(ctx, &icertrequestd2.Ping2Request{This: msrpc.This()})
+	cert, _ := c.CertRequestD().GetCACert(ctx, &icertrequestd.GetCACertRequest{This: msrpc.This(), Authority: world.CAName})
 	if property == nil || info == nil || ping == nil || cert == nil {
 		t.Fatal("a fault")
 	}
@@ -145,7 +171,7 @@ func caProperty(t testing.TB, c icertrequestd2.CertRequestD2Client, id, index, k
 	t.Helper()
 	ctx, cancel := context.WithTimeout(comContext(t), 20*time.Second)
 	defer cancel()
-	out, err := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: this(), Authority: world.CAName, PropertyID: id, PropertyIndex: index, PropertyType: kind})
+	out, err := c.GetCAProperty(ctx, &icertrequestd2.GetCAPropertyRequest{This: msrpc.This(), Authority: world.CAName, PropertyID: id, PropertyIndex: index, PropertyType: kind})
 	if out == nil {
 		t.Fatal(id, err)
 	}
@@ -157,7 +183,6 @@ func caProperty(t testing.TB, c icertrequestd2.CertRequestD2Client, id, index, k
 
 func TestEveryPropertyHasItsValue(t *testing.T) {
 	w := start(t)
-	serve(t, w.RequestInterfaces()...)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
 	ca := w.CAs[0]
 	row := enrollOne(t, w, c)
@@ -211,7 +236,7 @@ func checkChains(t *testing.T, w *world.World, c icertrequestd2.CertRequestD2Cli
 		t.Errorf("the CRL: %v, %v: %s", code, err, shown)
 	}
 	var current icertrequestd.GetCACertRequest
-	current.This, current.Authority, current.Chain = this(), world.CAName, 0x6363726c
+	current.This, current.Authority, current.Chain = msrpc.This(), world.CAName, 0x6363726c
 	if out, err := c.CertRequestD().GetCACert(comContext(t), &current); err != nil || !bytes.Equal(out.Out.Buffer, crl) {
 		t.Error("GetCACert has another CRL", err)
 	}
@@ -248,17 +273,16 @@ func checkRefused(t *testing.T, c icertrequestd2.CertRequestD2Client) {
 			t.Errorf("property %d, index %d, type %d: %v, want %v", p.id, p.index, p.kind, code, p.want)
 		}
 	}
-	out, _ := c.GetCAProperty(comContext(t), &icertrequestd2.GetCAPropertyRequest{This: this(), Authority: "Other CA", PropertyID: 6, PropertyType: 4})
+	out, _ := c.GetCAProperty(comContext(t), &icertrequestd2.GetCAPropertyRequest{This: msrpc.This(), Authority: "Other CA", PropertyID: 6, PropertyType: 4})
 	if out == nil || hresult.Code(uint32(out.Return)) != hresult.InvalidArg {
 		t.Error("another CA", out)
 	}
 }
 
 func TestThePropertyTableNamesEveryProperty(t *testing.T) {
-	w := start(t)
-	serve(t, w.RequestInterfaces()...)
+	start(t)
 	c := dialD2(t, "alice", dcerpc.WithSeal())
-	out, err := c.GetCAPropertyInfo(comContext(t), &icertrequestd2.GetCAPropertyInfoRequest{This: this(), Authority: world.CAName})
+	out, err := c.GetCAPropertyInfo(comContext(t), &icertrequestd2.GetCAPropertyInfoRequest{This: msrpc.This(), Authority: world.CAName})
 	if err != nil || out.PropertyCount != 50 {
 		t.Fatal(err, out)
 	}
@@ -275,7 +299,7 @@ func TestThePropertyTableNamesEveryProperty(t *testing.T) {
 	}
 	for what, want := range map[uint32]hresult.Code{0: 0, 1: 0, 0x66696c65: 0, 0x696e666f: 0, 0x6e616d65: 0, 0x706f6c69: 0, 0x70726f64: 0, 0x73616e69: 0, 0x74797065: 0,
 		0x636c0000: 0, 0x63740000: 0, 0x736c0000: 0, 0x73740000: 0, 0x65780000: hresult.FileNotFound, 0x73686172: hresult.FileNotFound, 0x63740009: hresult.InvalidArg, 2: hresult.InvalidArg, 0xffffffff: hresult.InvalidArg} {
-		out, _ := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: this(), Authority: world.CAName, Chain: what})
+		out, _ := c.CertRequestD().GetCACert(comContext(t), &icertrequestd.GetCACertRequest{This: msrpc.This(), Authority: world.CAName, Chain: what})
 		if out == nil || hresult.Code(uint32(out.Return)) != want || want == 0 && len(out.Out.Buffer) == 0 {
 			t.Errorf("GetCACert 0x%x: %+v", what, out)
 		}

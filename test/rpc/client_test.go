@@ -30,10 +30,12 @@ var background = context.Background()
 // start runs a gateway with RPC on.
 func start(t testing.TB) *world.World {
 	t.Helper()
-	w := world.StartChanged(t, "", func(c *gatewayconfig.Config) {
-		c.Listen.RPC, c.Listen.EPM = world.Env("LAB_GW_IP")+":49200", world.Env("LAB_GW_IP")+":135"
-	})
-	return w
+	return world.StartChanged(t, "", listen)
+}
+
+// listen opens the ports of RPC and of the endpoint mapper, and so DCOM.
+func listen(c *gatewayconfig.Config) {
+	c.Listen.RPC, c.Listen.EPM = rpcAddress(), world.Env("LAB_GW_IP")+":135"
 }
 
 func rpcAddress() string { return world.Env("LAB_GW_IP") + ":49200" }

@@ -1,19 +1,20 @@
 #!/usr/bin/python3
-"""Calls ICertRequestD2 and ICertAdminD2 with impacket, on objects that need no activation, with the tickets in KRB5CCNAME:
-com.py request HOST PORT USER CA TEMPLATE REQUEST.der, or com.py admin HOST PORT USER CA REQUEST-ID. It prints what it gets as JSON."""
+"""Activates CCertRequestD and CCertAdminD with impacket and calls ICertRequestD2 and ICertAdminD2, with the tickets in KRB5CCNAME:
+com.py request HOST USER CA TEMPLATE REQUEST.der, or com.py admin HOST USER CA REQUEST-ID. It prints what it gets as JSON."""
 import json
+import os
 import sys
 
-from impacket.dcerpc.v5 import transport
-from impacket.dcerpc.v5.dcomrt import ORPCTHAT, ORPCTHIS
+from impacket.dcerpc.v5 import dcomrt
+from impacket.dcerpc.v5.dcomrt import DCOMANSWER, DCOMCALL
 from impacket.dcerpc.v5.dtypes import DWORD, LONG, LPWSTR, NULL, ULONG
-from impacket.dcerpc.v5.ndr import NDRCALL, NDRPOINTER, NDRSTRUCT, NDRUniConformantArray
-from impacket.dcerpc.v5.rpcrt import RPC_C_AUTHN_GSS_NEGOTIATE, RPC_C_AUTHN_LEVEL_PKT_PRIVACY
+from impacket.dcerpc.v5.ndr import NDRPOINTER, NDRSTRUCT, NDRUniConformantArray
 from impacket.uuid import string_to_bin, uuidtup_to_bin
 
+REQUEST = string_to_bin("d99e6e74-fc88-11d0-b498-00a0c90312f3"), uuidtup_to_bin(("d99e6e70-fc88-11d0-b498-00a0c90312f3", "0.0"))
 REQUEST2 = uuidtup_to_bin(("5422fd3a-d4b8-4cef-a12e-e87d4ca22e90", "0.0"))
+ADMIN = string_to_bin("d99e6e73-fc88-11d0-b498-00a0c90312f3"), uuidtup_to_bin(("d99e6e71-fc88-11d0-b498-00a0c90312f3", "0.0"))
 ADMIN2 = uuidtup_to_bin(("7fe0d935-dda6-443f-85d0-1cfb58fe41dd", "0.0"))
-OBJECT = string_to_bin("11111111-2222-3333-4444-666666666666")
 
 
 class Octets(NDRUniConformantArray):
@@ -40,43 +41,43 @@ class Longs(NDRUniConformantArray):
     item = "<L"
 
 
-class GetCAProperty(NDRCALL):
+class GetCAProperty(DCOMCALL):
     opnum = 7
-    structure = (("ORPCthis", ORPCTHIS), ("pwszAuthority", LPWSTR), ("PropID", LONG), ("PropIndex", LONG), ("PropType", LONG))
+    structure = (("pwszAuthority", LPWSTR), ("PropID", LONG), ("PropIndex", LONG), ("PropType", LONG))
 
 
-class GetCAPropertyResponse(NDRCALL):
-    structure = (("ORPCthat", ORPCTHAT), ("pctbPropertyValue", CERTTRANSBLOB), ("ErrorCode", DWORD))
+class GetCAPropertyResponse(DCOMANSWER):
+    structure = (("pctbPropertyValue", CERTTRANSBLOB), ("ErrorCode", DWORD))
 
 
-class Request2(NDRCALL):
+class Request2(DCOMCALL):
     opnum = 6
-    structure = (("ORPCthis", ORPCTHIS), ("pwszAuthority", LPWSTR), ("dwFlags", DWORD), ("pwszSerialNumber", LPWSTR), ("pdwRequestId", DWORD),
+    structure = (("pwszAuthority", LPWSTR), ("dwFlags", DWORD), ("pwszSerialNumber", LPWSTR), ("pdwRequestId", DWORD),
                  ("pwszAttributes", LPWSTR), ("pctbRequest", CERTTRANSBLOB))
 
 
-class Request2Response(NDRCALL):
-    structure = (("ORPCthat", ORPCTHAT), ("pdwRequestId", DWORD), ("pdwDisposition", DWORD), ("pctbFullResponse", CERTTRANSBLOB),
+class Request2Response(DCOMANSWER):
+    structure = (("pdwRequestId", DWORD), ("pdwDisposition", DWORD), ("pctbFullResponse", CERTTRANSBLOB),
                  ("pctbEncodedCert", CERTTRANSBLOB), ("pctbDispositionMessage", CERTTRANSBLOB), ("ErrorCode", DWORD))
 
 
-class ResubmitRequest(NDRCALL):
+class ResubmitRequest(DCOMCALL):
     opnum = 5
-    structure = (("ORPCthis", ORPCTHIS), ("pwszAuthority", LPWSTR), ("dwRequestId", DWORD))
+    structure = (("pwszAuthority", LPWSTR), ("dwRequestId", DWORD))
 
 
-class ResubmitRequestResponse(NDRCALL):
-    structure = (("ORPCthat", ORPCTHAT), ("pdwDisposition", DWORD), ("ErrorCode", DWORD))
+class ResubmitRequestResponse(DCOMANSWER):
+    structure = (("pdwDisposition", DWORD), ("ErrorCode", DWORD))
 
 
-class OpenView(NDRCALL):
+class OpenView(DCOMCALL):
     opnum = 14
-    structure = (("ORPCthis", ORPCTHIS), ("pwszAuthority", LPWSTR), ("ccvr", DWORD), ("acvr", Restrictions), ("ccolOut", DWORD), ("acolOut", Longs),
+    structure = (("pwszAuthority", LPWSTR), ("ccvr", DWORD), ("acvr", Restrictions), ("ccolOut", DWORD), ("acolOut", Longs),
                  ("ielt", DWORD), ("celt", DWORD))
 
 
-class OpenViewResponse(NDRCALL):
-    structure = (("ORPCthat", ORPCTHAT), ("pceltFetched", DWORD), ("pctbResultRows", CERTTRANSBLOB), ("ErrorCode", DWORD))
+class OpenViewResponse(DCOMANSWER):
+    structure = (("pceltFetched", DWORD), ("pctbResultRows", CERTTRANSBLOB), ("ErrorCode", DWORD))
 
 
 def octets(value):
@@ -87,34 +88,31 @@ def content(blob):
     return b"".join(blob["pb"]) if blob["cb"] else b""
 
 
-def connect(host, port, user, interface):
-    rpc = transport.DCERPCTransportFactory(f"ncacn_ip_tcp:{host}[{port}]")
-    rpc.set_credentials(user, "", "LAB.TEST", "", "", "")
-    rpc.setRemoteName(host)
-    rpc.set_kerberos(True)
-    dce = rpc.get_dce_rpc()
-    dce.set_credentials(user, "", "LAB.TEST", "", "", "")
-    dce.set_auth_type(RPC_C_AUTHN_GSS_NEGOTIATE)
-    dce.set_auth_level(RPC_C_AUTHN_LEVEL_PKT_PRIVACY)
-    dce.connect()
-    dce.bind(interface)
-    return dce
+class Object:
+    """An object of a class, called by its second interface, which RemQueryInterface gives."""
+
+    def __init__(self, host, user, kind, iid):
+        self.connection = dcomrt.DCOMConnection(host, user, "", "LAB.TEST", oxidResolver=False, doKerberos=True)
+        first = self.connection.CoCreateInstanceEx(*kind)
+        self.iid, self.interface = iid, dcomrt.IRemUnknown(first).RemQueryInterface(1, (iid,))
+
+    def call(self, request):
+        """The answer as it is: impacket would raise those with a result."""
+        request["ORPCthis"] = self.interface.get_cinstance().get_ORPCthis()
+        request["ORPCthis"]["flags"] = 0
+        self.interface.connect(self.iid)
+        return self.interface.get_dce_rpc().request(request, self.interface.get_iPid(), checkError=False)
+
+    def release(self):
+        return dcomrt.IRemUnknown(self.interface).RemRelease()["ErrorCode"]
 
 
-def call(dce, request):
-    request["ORPCthis"]["version"]["MajorVersion"] = 5
-    request["ORPCthis"]["version"]["MinorVersion"] = 7
-    request["ORPCthis"]["cid"] = b"\x11" * 16
-    request["ORPCthis"]["extensions"] = NULL
-    return dce.request(request, OBJECT, checkError=False)
-
-
-def enroll(dce, ca, template, path):
+def enroll(o, ca, template, path):
     properties = {}
     for prop, kind in ((6, 4), (10, 1), (12, 3), (15, 3), (29, 4)):
         r = GetCAProperty()
         r["pwszAuthority"], r["PropID"], r["PropIndex"], r["PropType"] = ca + "\0", prop, 0, kind
-        a = call(dce, r)
+        a = o.call(r)
         properties[prop] = [a["ErrorCode"], content(a["pctbPropertyValue"]).hex()]
     r = Request2()
     r["pwszAuthority"], r["dwFlags"], r["pwszSerialNumber"], r["pdwRequestId"] = ca + "\0", 0x100, NULL, 0
@@ -122,33 +120,37 @@ def enroll(dce, ca, template, path):
     with open(path, "rb") as f:
         der = f.read()
     r["pctbRequest"]["cb"], r["pctbRequest"]["pb"] = len(der), octets(der)
-    a = call(dce, r)
+    a = o.call(r)
     return {"properties": properties, "disposition": a["pdwDisposition"], "id": a["pdwRequestId"], "certificate": content(a["pctbEncodedCert"]).hex()}
 
 
-def view(dce, ca):
+def view(o, ca):
     r = OpenView()
     r["pwszAuthority"], r["ccvr"], r["ccolOut"], r["ielt"], r["celt"] = ca + "\0", 1, 2, 0, 10
     x = CERTVIEWRESTRICTION()
     x["ColumnIndex"], x["SeekOperator"], x["SortOrder"], x["cbValue"], x["pbValue"] = 0x1009, 1, 0, 4, octets(b"\x09\0\0\0")
     r["acvr"] = [x]
     r["acolOut"] = [0x1000, 0x1010]
-    a = call(dce, r)
+    a = o.call(r)
     return {"return": a["ErrorCode"], "fetched": a["pceltFetched"], "rows": content(a["pctbResultRows"]).hex()}
 
 
 def main():
-    what, host, port, user, ca = sys.argv[1:6]
+    what, host, user, ca = sys.argv[1:5]
     if what == "request":
-        print(json.dumps(enroll(connect(host, port, user, REQUEST2), ca, sys.argv[6], sys.argv[7])))
-        return
-    dce = connect(host, port, user, ADMIN2)
-    out = {"view": view(dce, ca)}
-    r = ResubmitRequest()
-    r["pwszAuthority"], r["dwRequestId"] = ca + "\0", int(sys.argv[6])
-    a = call(dce, r)
-    out["disposition"], out["return"] = a["pdwDisposition"], a["ErrorCode"]
+        o = Object(host, user, REQUEST, REQUEST2)
+        out = enroll(o, ca, sys.argv[5], sys.argv[6])
+    else:
+        o = Object(host, user, ADMIN, ADMIN2)
+        out = {"view": view(o, ca)}
+        r = ResubmitRequest()
+        r["pwszAuthority"], r["dwRequestId"] = ca + "\0", int(sys.argv[5])
+        a = o.call(r)
+        out["disposition"], out["return"] = a["pdwDisposition"], a["ErrorCode"]
+    out["released"] = o.release()
     print(json.dumps(out))
+    sys.stdout.flush()
+    os._exit(0)  # whatever timers there are
 
 
 main()

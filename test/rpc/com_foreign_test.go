@@ -37,10 +37,14 @@ func TestImpacketCallsTheInterfacesOfEnrollment(t *testing.T) {
 		Properties      map[string][2]any
 		Disposition, ID int64
 		Certificate     string
+		Released        *int64
 	}
-	out := run(t, tickets(t, "alice", "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", "com.py", "request", world.Env("LAB_GATEWAY"), "49300", "alice", world.CAName, "LabUserAuth", path)
+	out := run(t, tickets(t, "alice", "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", "com.py", "request", world.Env("LAB_GATEWAY"), "alice", world.CAName, "LabUserAuth", path)
 	if err := json.Unmarshal([]byte(out), &answer); err != nil {
 		t.Fatalf("%v: %s", err, out)
+	}
+	if answer.Released == nil || *answer.Released != 0 {
+		t.Errorf("RemRelease: %s", out)
 	}
 	if answer.Disposition != 3 || len(testpki.Cert(t, unhex(t, answer.Certificate)).Raw) == 0 {
 		t.Errorf("disposition 0x%x", answer.Disposition)
@@ -71,7 +75,7 @@ func TestImpacketApprovesForAManager(t *testing.T) {
 	}
 	approve := func(account string) {
 		t.Helper()
-		out := run(t, tickets(t, account, "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", "com.py", "admin", world.Env("LAB_GATEWAY"), "49300", account, world.CAName, strconv.Itoa(int(id)))
+		out := run(t, tickets(t, account, "host/"+world.Env("LAB_GATEWAY")), "/usr/bin/python3", "com.py", "admin", world.Env("LAB_GATEWAY"), account, world.CAName, strconv.Itoa(int(id)))
 		if err := json.Unmarshal([]byte(out), &answer); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}

@@ -8,19 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jcmturner/gokrb5/v8/config"
 	"github.com/oiweiwei/go-msrpc/dcerpc"
-	"github.com/oiweiwei/go-msrpc/midl/uuid"
 	msdcom "github.com/oiweiwei/go-msrpc/msrpc/dcom"
-	iremotescmactivator "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremotescmactivator/v0"
 	iremunknown2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremunknown2/v0"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
-	"github.com/oiweiwei/go-msrpc/msrpc/dtyp"
-	"github.com/oiweiwei/go-msrpc/ssp"
-	"github.com/oiweiwei/go-msrpc/ssp/credential"
-	"github.com/oiweiwei/go-msrpc/ssp/gssapi"
-	"github.com/oiweiwei/go-msrpc/ssp/krb5"
 	"github.com/sirupsen/logrus"
 
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
@@ -29,6 +21,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/test/inlab"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -111,145 +104,42 @@ func (x *exporter) ping2(_ context.Context, call *server.Call, in *icertrequestd
 
 // dcomClient is go-msrpc's client of an account.
 type dcomClient struct {
-	t        testing.TB
-	ctx      context.Context
-	options  []dcerpc.Option
-	resolver dcerpc.Conn // port 135
-	calls    dcerpc.Conn // the other
-	reopen   bool
+	*msrpc.Client
+	reopen bool
 }
 
 func dialDCOM(t testing.TB, account string, level dcerpc.Option) *dcomClient {
 	t.Helper()
-	conf, err := config.Load(world.Env("KRB5_CONFIG"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(gssapi.NewSecurityContext(background), 30*time.Second)
-	t.Cleanup(cancel)
-	c := &dcomClient{t: t, ctx: ctx, options: []dcerpc.Option{level, dcerpc.WithTargetName("RPCSS/" + world.Env("LAB_GATEWAY")), dcerpc.WithMechanism(ssp.SPNEGO),
-		dcerpc.WithMechanism(ssp.KRB5, &krb5.Config{KRB5Config: conf, DCEStyle: true, DisablePAFXFAST: true}),
-		dcerpc.WithCredentials(credential.NewFromPassword(account+"@"+world.Env("LAB_REALM"), world.Env("LAB_PASSWORD")))}}
-	c.resolver = c.dial("ncacn_ip_tcp:[135]")
-	return c
-}
-
-func (c *dcomClient) dial(endpoint ...string) dcerpc.Conn {
-	c.t.Helper()
-	options := []dcerpc.Option{dcerpc.WithTimeout(10 * time.Second)}
-	for _, e := range endpoint {
-		options = append(options, dcerpc.WithEndpoint(e))
-	}
-	conn, err := dcerpc.Dial(c.ctx, world.Env("LAB_GATEWAY"), options...)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(func() { conn.Close(c.ctx) })
-	return conn
-}
-
-// activated is what an activation has told.
-type activated struct {
-	code    uint32
-	results []int32
-	ipids   []*msdcom.IPID
-	oids    []uint64
-	unknown *msdcom.IPID
-	reply   *msdcom.CustomRemoteReplySCMInfo
-}
-
-// activate creates an instance; the class is CCertRequestD where none is named.
-func (c *dcomClient) activate(class *msdcom.ClassID, iids ...*msdcom.IID) (*activated, error) {
-	c.t.Helper()
-	client, err := iremotescmactivator.NewRemoteSCMActivatorClient(c.ctx, c.resolver, c.options...)
-	if err != nil {
-		return nil, err
-	}
-	if class == nil {
-		class = (*msdcom.ClassID)(dtyp.GUIDFromUUID(uuid.MustParse("d99e6e74-fc88-11d0-b498-00a0c90312f3")))
-	}
-	in := &msdcom.ActivationProperties{DestinationContext: 2, Properties: []msdcom.ActivationProperty{
-		&msdcom.InstantiationInfoData{ClassID: class, IID: iids, ClientCOMVersion: &msdcom.COMVersion{MajorVersion: 5, MinorVersion: 7}},
-		&msdcom.LocationInfoData{}, &msdcom.SCMRequestInfoData{RemoteRequest: &msdcom.CustomRemoteRequestSCMInfo{RequestedProtocolSequences: []uint16{7}}},
-	}}
-	pointer, err := in.ActivationPropertiesIn()
-	if err != nil {
-		return nil, err
-	}
-	r, err := client.RemoteCreateInstance(c.ctx, &iremotescmactivator.RemoteCreateInstanceRequest{ORPCThis: header(), ActPropertiesIn: pointer})
-	if r == nil {
-		return nil, err
-	}
-	out := &activated{code: uint32(r.Return)}
-	if r.Return != 0 {
-		return out, nil
-	}
-	var props msdcom.ActivationProperties
-	if err := props.Parse(r.ActPropertiesOut); err != nil {
-		return nil, err
-	}
-	info := props.PropertiesOutInfo()
-	out.results = info.HResults
-	for i, p := range info.InterfaceData {
-		if info.HResults[i] == 0 {
-			std := p.GetStandardObjectReference().Std
-			out.ipids, out.oids = append(out.ipids, std.IPID), append(out.oids, std.OID)
-		} else {
-			out.ipids, out.oids = append(out.ipids, nil), append(out.oids, 0)
-		}
-	}
-	out.reply = props.SCMReplyInfoData().RemoteReply
-	out.unknown = out.reply.IPIDRemoteUnknown
-	return out, nil
-}
-
-func (c *dcomClient) mustActivate(iids ...*msdcom.IID) *activated {
-	c.t.Helper()
-	a, err := c.activate(nil, iids...)
-	if err != nil || a.code != 0 {
-		c.t.Fatalf("%+v, %v", a, err)
-	}
-	if c.calls == nil {
-		var endpoints []string
-		for _, b := range a.reply.OXIDBindings.GetStringBindings() {
-			endpoints = append(endpoints, b.String())
-		}
-		c.calls = c.dial(endpoints...)
-	}
-	return a
-}
-
-func header() *msdcom.ORPCThis {
-	return &msdcom.ORPCThis{Version: &msdcom.COMVersion{MajorVersion: 5, MinorVersion: 7}, CID: &msdcom.CID{}}
+	return &dcomClient{Client: msrpc.Dial(t, account, level)}
 }
 
 // ping2 calls ICertRequestD2::Ping2 by an IPID.
 func (c *dcomClient) ping2(ipid *msdcom.IPID) error {
-	c.t.Helper()
+	c.T.Helper()
 	c.again()
-	d2, err := icertrequestd2.NewCertRequestD2Client(c.ctx, c.calls, append(c.options, msdcom.WithIPID(ipid))...)
+	d2, err := icertrequestd2.NewCertRequestD2Client(c.Ctx, c.Calls, append(c.Options, msdcom.WithIPID(ipid))...)
 	if err != nil {
 		return err
 	}
-	_, err = d2.Ping2(c.ctx, &icertrequestd2.Ping2Request{This: header(), Authority: "CA"})
+	_, err = d2.Ping2(c.Ctx, &icertrequestd2.Ping2Request{This: msrpc.This(), Authority: "CA"})
 	c.reopen = err != nil
 	return err
 }
 
 func (c *dcomClient) unknown(ipid *msdcom.IPID) iremunknown2.RemoteUnknown2Client {
-	c.t.Helper()
+	c.T.Helper()
 	c.again()
-	u, err := iremunknown2.NewRemoteUnknown2Client(c.ctx, c.calls, append(c.options, msdcom.WithIPID(ipid))...)
+	u, err := iremunknown2.NewRemoteUnknown2Client(c.Ctx, c.Calls, append(c.Options, msdcom.WithIPID(ipid))...)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return u
 }
 
 // again opens the connection for calls anew after a fault, upon which the client closes it.
 func (c *dcomClient) again() {
-	c.t.Helper()
+	c.T.Helper()
 	if c.reopen {
-		c.calls, c.reopen = c.dial("ncacn_ip_tcp:[49200]"), false
+		c.Calls, c.reopen = c.Open("ncacn_ip_tcp:[49200]"), false
 	}
 }

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"encoding/json"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -14,6 +13,7 @@ import (
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
 
 	"github.com/enrollgate/enrollgate/gateway/rpc/dcom"
+	"github.com/enrollgate/enrollgate/test/msrpc"
 	"github.com/enrollgate/enrollgate/test/world"
 )
 
@@ -53,36 +53,17 @@ func TestTsharkUnderstandsDCOM(t *testing.T) {
 	file := capture(t, func() {
 		impacketDCOM(t, x)
 		c := dialDCOM(t, "alice", dcerpc.WithSeal())
-		a := c.mustActivate(icertrequestd2.CertRequestD2IID, icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID)
-		u := c.unknown(a.unknown)
-		if _, err := u.RemoteQueryInterface2(c.ctx, &iremunknown2.RemoteQueryInterface2Request{This: header(), IPID: a.ipids[0].GUID(),
+		a := c.MustActivate(msrpc.ClassRequest, icertrequestd2.CertRequestD2IID, icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID)
+		u := c.unknown(a.Unknown)
+		if _, err := u.RemoteQueryInterface2(c.Ctx, &iremunknown2.RemoteQueryInterface2Request{This: msrpc.This(), IPID: a.IPIDs[0].GUID(),
 			IIDs: []*msdcom.IID{icertrequestd.CertRequestDIID, iremunknown.RemoteUnknownIID}}); err != nil {
 			t.Error(err)
 		}
-		if err := c.ping2(a.ipids[0]); err != nil {
+		if err := c.ping2(a.IPIDs[0]); err != nil {
 			t.Error(err)
 		}
 	})
-	read := func(filter string) []string {
-		t.Helper()
-		out, err := exec.Command("/usr/bin/tshark", "-r", file, "-o", "kerberos.decrypt:TRUE", "-o", "kerberos.file:"+world.Env("LAB_KEYTAB_SVC"),
-			"-d", "tcp.port==49200,dcerpc", "-d", "tcp.port==135,dcerpc", "-Y", filter).Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
-	}
-	if bad := read("_ws.malformed || _ws.expert.severity == error"); bad[0] != "" {
-		t.Errorf("malformed:\n%s", strings.Join(bad, "\n"))
-	}
 	// Where it understands a body, as most of these, it does not show it as decrypted_stub_data.
-	for filter, least := range map[string]int{"dcerpc.decrypted_stub_data": 8, "isystemactivator && dcerpc.pkt_type == 2": 5, "remunk && dcerpc.pkt_type == 2": 2, "remunk2 && dcerpc.pkt_type == 2": 1, "oxid && dcerpc.pkt_type == 2": 8,
-		"dcom.dualstringarray.security_princ_name contains \"host/\"": 3} {
-		lines := read(filter)
-		t.Logf("%s: %d", filter, len(lines))
-		if lines[0] == "" || len(lines) < least {
-			t.Errorf("%s: %d, want at least %d", filter, len(lines), least)
-		}
-	}
-	t.Logf("%d PDUs", len(read("dcerpc")))
+	judge(t, file, map[string]int{"dcerpc.decrypted_stub_data": 8, "isystemactivator && dcerpc.pkt_type == 2": 5, "remunk && dcerpc.pkt_type == 2": 2, "remunk2 && dcerpc.pkt_type == 2": 1,
+		"oxid && dcerpc.pkt_type == 2": 8, "dcom.dualstringarray.security_princ_name contains \"host/\"": 3})
 }

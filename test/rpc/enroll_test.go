@@ -101,7 +101,13 @@ func TestAnArchivedKeyComesByRPC(t *testing.T) {
 // recovered wants alice's one archived key.
 func recovered(t testing.TB, w *world.World, public any) {
 	t.Helper()
-	entries, err := w.Escrow.List(background, "alice", 10)
+	recoveredFrom(t, w, "alice", public)
+}
+
+// recoveredFrom wants the one archived key of an owner.
+func recoveredFrom(t testing.TB, w *world.World, owner string, public any) {
+	t.Helper()
+	entries, err := w.Escrow.List(background, owner, 10)
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("%d archived keys, %v", len(entries), err)
 	}
@@ -114,15 +120,22 @@ func recovered(t testing.TB, w *world.World, public any) {
 	}
 }
 
-func TestTheRecordedWindowsRequestComesByRPC(t *testing.T) {
-	recorded := vectors.Read(t, "ejbca/user-enroll-1.cmc.der")
-	w := start(t)
-	parsed, err := wcce.ParseRequest(recorded)
+// recordedTemplate makes the template that a recorded request is for.
+func recordedTemplate(t testing.TB, w *world.World, der []byte, name string) *wcce.Request {
+	t.Helper()
+	parsed, err := wcce.ParseRequest(der)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.CopyTemplate(t, "LabUserSMIME", "RecordedByRPC", map[string]string{"mspki-cert-template-oid": parsed.Template.OID,
+	w.CopyTemplate(t, "LabUserSMIME", name, map[string]string{"mspki-cert-template-oid": parsed.Template.OID,
 		"revision": strconv.Itoa(parsed.Template.Major), "mspki-template-minor-revision": strconv.Itoa(parsed.Template.Minor)})
+	return parsed
+}
+
+func TestTheRecordedWindowsRequestComesByRPC(t *testing.T) {
+	recorded := vectors.Read(t, "ejbca/user-enroll-1.cmc.der")
+	w := start(t)
+	parsed := recordedTemplate(t, w, recorded, "RecordedByRPC")
 	c := mustDial(t, "alice", how{bare: true, port: true})
 	in := &icertpassage.CertServerRequestRequest{Flags: cmc, Request: blob(recorded)}
 	if out := ask(t, c, in); hresult.Code(out.Disposition) != hresult.BadRequestKeyArchival || out.Return != 0 || out.RequestID == 0 {

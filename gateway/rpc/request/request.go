@@ -66,6 +66,8 @@ type Reply struct {
 	Certificate []byte // DER; nil while pending
 	CertsOnly   []byte // CMS; nil while pending
 	Full        []byte // CMC full response
+	// CRLs are the revocation lists at hand for the certificates of the reply; nil where there are none.
+	CRLs func() [][]byte
 }
 
 // Refusal is the error of a request that was refused and has a number.
@@ -91,6 +93,7 @@ const (
 	typeSCT       = 0x0600 // list of signed certificate timestamps
 
 	flagFullResponse = 0x00040000
+	flagCRLs         = 0x00080000 // "X": the answer has CRLs
 	flagPrecert      = 0x04000000 // Certificate Transparency
 	flagPresign      = 0x08000000
 )
@@ -111,6 +114,13 @@ func Do(ctx context.Context, b Backend, caller templates.Caller, in Args) (Answe
 	}
 	if in.Flags&flagFullResponse != 0 {
 		out.Chain = reply.Full
+	}
+	if in.Flags&flagCRLs != 0 && reply.CRLs != nil && len(out.Chain) > 0 {
+		with, err := wcce.AddCRLs(out.Chain, reply.CRLs())
+		if err != nil {
+			return out, err
+		}
+		out.Chain = with
 	}
 	return out, nil
 }
