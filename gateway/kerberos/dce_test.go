@@ -80,7 +80,10 @@ func (c *dceClient) third(t testing.TB, reply []byte, change func(*messages.EncA
 	if c.bare {
 		return token
 	}
-	mic := c.protection(t, 0).Sign(c.mechs)
+	mic, err := c.protection(t, 0).Sign(c.mechs)
+	if err != nil {
+		t.Fatal(err)
+	}
 	mic[2] = withSubkey
 	mic = append(mic[:tokenHeader:tokenHeader], hmacOf(c.protection(t, 0).ours.sign, c.mechs, mic[:tokenHeader])...)
 	token, err = negTokenRespMIC(acceptIncomplete, nil, token, mic)
@@ -163,6 +166,9 @@ func TestThreeLegsMakeASession(t *testing.T) {
 			if err := s.Seal(make([]byte, SealLength), nil, nil, nil); !errors.Is(err, errClosed) {
 				t.Error(err)
 			}
+			if token, err := s.Sign([]byte("x")); !errors.Is(err, errClosed) || token != nil {
+				t.Errorf("signed with keys that are gone: %x, %v", token, err)
+			}
 		})
 	}
 }
@@ -236,6 +242,18 @@ func TestTheThirdLegMustAnswerTheSecond(t *testing.T) {
 		}
 		if _, err := h.Step(t.Context(), c.third(t, reply, change)); err == nil || h.Session() != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The second leg itself, which an eavesdropper can send who has taken the client's token away.
+	for _, bare := range []bool{true, false} {
+		_, token := newDCEClient(t, forged{bare: bare})
+		h := r.Handshake(!bare)
+		reply, err := h.Step(t.Context(), token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Step(t.Context(), reply); err == nil || !strings.Contains(err.Error(), "reflection") || h.Session() != nil {
+			t.Errorf("the second leg comes back (bare: %t): %v", bare, err)
 		}
 	}
 	// A changed list of mechanisms.

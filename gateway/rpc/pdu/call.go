@@ -14,6 +14,9 @@ type Request struct {
 	Stub      []byte
 }
 
+// maxPad is what it takes to come to a multiple of 16 ([MS-RPCE] 2.2.2.11).
+const maxPad = 15
+
 // HeaderLength is how many octets of a request fragment are before the stub.
 func (h Header) HeaderLength() int {
 	if h.Flags&HasObject != 0 {
@@ -34,8 +37,9 @@ func ParseRequest(p *PDU) (*Request, error) {
 		r.Object = UUID(c.take(ObjectSize))
 	}
 	r.Stub = c.rest
-	if p.Trailer != nil && p.Trailer.Pad > len(r.Stub) {
-		return nil, fmt.Errorf("request: %d octets of padding in a stub of %d", p.Trailer.Pad, len(r.Stub))
+	// Without header signing nothing protects the number of octets of padding: it must not cut a verification trailer off.
+	if p.Trailer != nil && p.Trailer.Pad > min(len(r.Stub), maxPad) {
+		return nil, fmt.Errorf("request: %d octets of padding in a stub of %d; at most %d are allowed", p.Trailer.Pad, len(r.Stub), maxPad)
 	}
 	return r, nil
 }

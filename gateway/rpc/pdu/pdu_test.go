@@ -161,6 +161,28 @@ func TestVerificationTrailers(t *testing.T) {
 	}
 }
 
+// TestPaddingCutsNoVerificationTrailerOff: who changes what is signed only with header signing must not get rid of what tells of it.
+func TestPaddingCutsNoVerificationTrailerOff(t *testing.T) {
+	stub := verification(append([]byte{2, 0}, NDR.append(NDR.append(nil))...))
+	for pad := range 256 {
+		b := append(make([]byte, HeaderSize+8), stub...)
+		b = Trailer{Type: AuthKerberos, Level: LevelPrivacy, Pad: pad}.append(b)
+		b = append(b, "token"...)
+		putHeader(b, Header{Kind: KindRequest, Flags: Whole, Length: len(b), AuthLength: 5})
+		p, err := Parse(b)
+		if err != nil {
+			continue
+		}
+		r, err := ParseRequest(p)
+		if err != nil {
+			continue
+		}
+		if rest, err := CheckVerification(r.Stub[:len(r.Stub)-pad], Expected{Interface: NDR, Request: r}); err == nil && pad > 0 {
+			t.Errorf("%d octets of padding leave %d of %d, and no trailer", pad, len(rest), len(stub))
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(bind(f))
 	f.Add(NewFragment(Whole, 7, 2, 3, []byte("abc"), nil, 0).Raw)

@@ -11,6 +11,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/security"
 )
 
 // Limits of one connection.
@@ -18,6 +19,7 @@ const (
 	maxContexts   = 256 // presentation contexts
 	maxProtection = 128 // security contexts; DCOM clients open one for each interface
 	maxUnfinished = 8   // of these that are not proven yet
+	maxRefusals   = 256 // calls that are not run
 )
 
 // protection is one security context of a connection: [MS-RPCE] 3.3.1.5.4 lets there be several, each with its own keys and numbers.
@@ -28,6 +30,14 @@ type protection struct {
 	began     time.Time
 	handshake *kerberos.Handshake // until it is complete
 	session   *kerberos.Session   // from then on
+}
+
+// sid is whose context it is; empty where it is nil, which is nobody's.
+func (p *protection) sid() security.SID {
+	if p == nil || p.session == nil {
+		return ""
+	}
+	return p.session.Caller.SID
 }
 
 func (p *protection) close() {
@@ -51,6 +61,10 @@ func (k *conn) bind(p *pdu.PDU) error {
 		k.signing = p.Flags&pdu.HeaderSigning != 0
 		k.contexts, k.contextIDs, k.assemblies = map[uint16]*Interface{}, map[uint32]*protection{}, map[uint32]*assembly{}
 		k.calls = map[uint32]*running{}
+		// Nothing is shared within an association group, so that any number does ([MS-RPCE] 3.3.1.5.6).
+		if k.group = b.Group; k.group == 0 {
+			k.group = max(1, random32())
+		}
 	}
 	auth, err := k.authenticate(p)
 	if err != nil {
@@ -66,7 +80,7 @@ func (k *conn) bind(p *pdu.PDU) error {
 	if k.signing {
 		flags |= p.Flags & pdu.HeaderSigning
 	}
-	ack := &pdu.BindAck{MaxXmit: pdu.MaxFragment, MaxRecv: pdu.MaxFragment, Group: k.s.join(k, b.Group)}
+	ack := &pdu.BindAck{MaxXmit: pdu.MaxFragment, MaxRecv: pdu.MaxFragment, Group: k.group}
 	kind := pdu.KindAlterResponse
 	if p.Kind == pdu.KindBind {
 		kind, ack.Address = pdu.KindBindAck, k.port()

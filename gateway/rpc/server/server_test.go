@@ -166,8 +166,22 @@ func TestFragmentsBothWays(t *testing.T) {
 	if r := p.receive(); r == nil || !bytes.Equal(r.Body[8:], object[:]) {
 		t.Errorf("%+v", r)
 	}
-	if s.memory != 0 {
-		t.Errorf("%d octets are still reserved", s.memory)
+	nothingIsReserved(t, s)
+}
+
+// nothingIsReserved waits until all memory is given back.
+func nothingIsReserved(t *testing.T, s *Server) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		s.mu.Lock()
+		memory := s.memory
+		s.mu.Unlock()
+		if memory == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d octets are still reserved", memory)
+		}
 	}
 }
 
@@ -217,17 +231,7 @@ func TestWhatIsTooLarge(t *testing.T) {
 	q.wantFault(pdu.ServerTooBusy)
 	q.wantEcho(4, "small")
 	p.Close()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		s.mu.Lock()
-		memory := s.memory
-		s.mu.Unlock()
-		if memory == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d octets are still reserved", memory)
-		}
-	}
+	nothingIsReserved(t, s)
 	for i := range uint32(8) {
 		q.send(requestPDU(pdu.FirstFragment, 10+i, 0, 0, []byte("x")))
 	}
@@ -414,8 +418,8 @@ func FuzzConnection(f *testing.F) {
 		_, _ = client.Write(sent)
 		client.Close()
 		s.running.Wait()
-		if s.memory != 0 || len(s.conns) != 0 || len(s.groups) != 0 {
-			t.Errorf("%d octets, %d connections, %d groups are left", s.memory, len(s.conns), len(s.groups))
+		if s.memory != 0 || len(s.conns) != 0 || len(s.callers) != 0 {
+			t.Errorf("%d octets, %d connections, %d callers are left", s.memory, len(s.conns), len(s.callers))
 		}
 	})
 }

@@ -1,0 +1,184 @@
+package server
+
+import (
+	"bytes"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/templates/security"
+)
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse + m.StackInuse
+}
+
+// TestRequestsThatNeverEndTakeNoMemory begins ever more requests, of which each is refused and none is ended.
+func TestRequestsThatNeverEndTakeNoMemory(t *testing.T) {
+	s, address, _ := serve(t, nil)
+	before := heap()
+	p := bound(t, address)
+	go func() { // whoever sends this reads the faults too
+		buf := make([]byte, 1<<16)
+		for {
+			if _, err := p.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	sent, part := 0, bytes.Repeat([]byte{'x'}, 5000)
+	for call := uint32(2); sent < 100<<20; call++ {
+		n, err := p.Write(requestPDU(pdu.FirstFragment, call, 7, 0, part)) // there is no such context
+		if sent += n; err != nil {
+			break
+		}
+	}
+	s.mu.Lock()
+	left := len(s.conns)
+	s.mu.Unlock()
+	if used := int64(heap()) - int64(before); used > 8<<20 || left != 0 && sent >= 100<<20 {
+		t.Errorf("%d octets of requests that do not end take %d; %d connections are left", sent, used, left)
+	}
+}
+
+func TestAConnectionIsNotRefusedForEver(t *testing.T) {
+	_, address, _ := serve(t, nil)
+	p := bound(t, address)
+	for call := range uint32(maxRefusals) {
+		p.send(requestPDU(pdu.Whole, call, 7, 0, nil))
+		p.wantFault(pdu.UnknownContext)
+	}
+	p.send(requestPDU(pdu.Whole, 1, 7, 0, nil))
+	p.wantClosed()
+}
+
+// TestAClientThatDoesNotReadItsAnswersIsNotReadEither asks for 20,000 octets with 24, again and again.
+func TestAClientThatDoesNotReadItsAnswersIsNotReadEither(t *testing.T) {
+	s, address, _ := serve(t, func(o *Options) { o.WriteTime = 2 * time.Second })
+	p := bound(t, address)
+	before, goroutines := heap(), runtime.NumGoroutine()
+	_ = p.SetWriteDeadline(time.Now().Add(time.Second))
+	sent := 0
+	for call := uint32(2); sent < 20<<20; call++ {
+		n, err := p.Write(requestPDU(pdu.Whole, call, 0, 5, nil))
+		if sent += n; err != nil {
+			break
+		}
+		time.Sleep(100 * time.Microsecond) // never as many at a time as would be refused
+	}
+	if more := runtime.NumGoroutine() - goroutines; more > 2*s.opts.MaxCalls {
+		t.Errorf("%d calls wait for %d octets of requests to be answered", more, sent)
+	}
+	if used := int64(heap()) - int64(before); used > 8<<20 {
+		t.Errorf("%d octets are kept", used)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		s.mu.Lock()
+		left := len(s.conns)
+		s.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the connection is still open")
+		}
+	}
+}
+
+// TestAResponseIsReadInTimeOrNotAtAll reads a little of every fragment in time.
+func TestAResponseIsReadInTimeOrNotAtAll(t *testing.T) {
+	s, _, _ := serve(t, func(o *Options) { o.WriteTime = 300 * time.Millisecond })
+	client, server := net.Pipe()
+	s.admit(server)
+	p := &peer{t, client}
+	p.send(bindPDU(pdu.KindBind, pdu.Element{ID: 0, Interface: echoSyntax, Transfer: []pdu.Syntax{pdu.NDR}}))
+	if p.receive() == nil {
+		t.Fatal("not bound")
+	}
+	p.send(requestPDU(pdu.Whole, 2, 0, 5, nil))
+	began, n := time.Now(), 0
+	for buf := make([]byte, 1000); ; time.Sleep(30 * time.Millisecond) {
+		more, err := client.Read(buf)
+		if n += more; err != nil {
+			break
+		}
+	}
+	if took := time.Since(began); n > 15000 || took > time.Second {
+		t.Errorf("%d octets were read in %s", n, took)
+	}
+}
+
+func TestRequestsOfNobodyAreSmall(t *testing.T) {
+	s, address, _ := serve(t, func(o *Options) { o.MaxAnonymous = 4096 })
+	p := bound(t, address)
+	p.wantEcho(2, string(bytes.Repeat([]byte{'x'}, 4000)))
+	part := bytes.Repeat([]byte{'x'}, 1400)
+	for call := range uint32(2) { // together they count
+		p.send(requestPDU(pdu.FirstFragment, 10+call, 0, 0, part))
+	}
+	p.send(requestPDU(pdu.FirstFragment, 12, 0, 0, part))
+	p.wantFault(pdu.AccessDenied)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.memory != 2800 {
+		t.Errorf("%d octets are reserved", s.memory)
+	}
+}
+
+func TestAnAccountLeavesMemoryForOthers(t *testing.T) {
+	s := New(Options{MaxMemory: 1 << 20})
+	took := map[security.SID]int{}
+	for _, sid := range []security.SID{"S-1-1", "S-1-2", "S-1-3", "S-1-4"} { // each takes what it can get
+		for s.reserve(sid, 1000) {
+			took[sid] += 1000
+		}
+		if took[sid] < 1<<20/32 {
+			t.Errorf("%s gets %d octets only", sid, took[sid])
+		}
+	}
+	for sid, n := range took {
+		if !s.reserve(sid, -n) {
+			t.Error("what is given back is not taken")
+		}
+	}
+	if s.memory != 0 || len(s.callers) != 0 {
+		t.Errorf("%d octets of %d accounts are left", s.memory, len(s.callers))
+	}
+}
+
+// TestANewCallerTakesThePlaceOfWhoHasMost has accounts that take all connections that there are.
+func TestANewCallerTakesThePlaceOfWhoHasMost(t *testing.T) {
+	s := New(Options{MaxConnections: 16, MaxPerCaller: 8})
+	open := func() *conn {
+		client, server := net.Pipe()
+		t.Cleanup(func() { client.Close() })
+		k := newConn(s, server)
+		s.mu.Lock()
+		s.conns[k] = struct{}{}
+		k.place = s.unproven.PushBack(k)
+		s.mu.Unlock()
+		return k
+	}
+	for range 7 {
+		s.proven(open(), "S-1-1")
+	}
+	for range 5 {
+		s.proven(open(), "S-1-2")
+	}
+	if s.proven(open(), "S-1-1") {
+		t.Error("who has most gets more")
+	}
+	for i := range 3 {
+		if !s.proven(open(), "S-1-3") {
+			t.Errorf("the third account's connection %d has no place", i+1)
+		}
+	}
+	if a, b, c := s.callers["S-1-1"].connections, s.callers["S-1-2"].connections, s.callers["S-1-3"].connections; a != 4 || b != 5 || c != 3 {
+		t.Errorf("%d, %d and %d connections", a, b, c)
+	}
+}
