@@ -52,10 +52,14 @@ func (a *Admin) isValidCertificate(ctx context.Context, call *server.Call, in *i
 	out := &icertadmind.IsValidCertificateResponse{Disposition: certUnknown}
 	if err == nil {
 		var rows []*Row
-		rows, err = a.backend.Rows(ctx, Query{CA: ca, Serial: serial, Limit: 1})
-		if len(rows) > 0 && rows[0].Disposition == Issued {
+		rows, err = a.backend.Rows(ctx, Query{CA: ca, Serial: serial, Dispositions: []Disposition{Issued, Revoked}, Limit: 2})
+		switch {
+		case len(rows) == 0:
+		case len(rows) > 1 && rows[0].Disposition != rows[1].Disposition: // of two CAs that sign for this one
+			err = hresult.New(hresult.InvalidArg, "one certificate with the serial number %s is valid, and another is revoked", serial)
+		case rows[0].Disposition == Issued:
 			out.Disposition = certValid
-		} else if len(rows) > 0 && rows[0].Disposition == Revoked {
+		default:
 			out.Disposition = certRevoked
 		}
 	}

@@ -59,7 +59,10 @@ type Query struct {
 	Requester    security.SID
 	Template     string
 	Serial       string
-	Nobody       bool // there are none
+	CommonName   string // of issued certificates, as are these
+	UPN          string
+	Hash         string // hexadecimal
+	Nobody       bool   // there are none
 
 	SubmittedFrom, SubmittedTo time.Time
 	EndFrom, EndTo             time.Time
@@ -96,9 +99,12 @@ const (
 	colRequester   = 0x1010
 	colCaller      = 0x1011
 	colCertID      = 0x2000
+	colHash        = 0x2002
 	colTemplate    = 0x2003
 	colSerial      = 0x2006
 	colNotAfter    = 0x2009
+	colUPN         = 0x2010
+	colCommonName  = 0x2016
 )
 
 const (

@@ -131,6 +131,7 @@ func (a *Admin) open(ctx context.Context, call *server.Call, in *icertadmind.Ope
 	if v.query.Last, err = a.backend.Last(ctx); err != nil {
 		return 0, nil, err
 	}
+	v.query.Last = min(v.query.Last, 1<<32-1) // with 32 bits others would have the number of another request
 	if err := a.restrict(ctx, &v.query, in.CertViewRestrictions); err != nil {
 		return 0, nil, err
 	}

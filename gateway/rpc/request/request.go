@@ -60,6 +60,7 @@ type Backend interface {
 // Reply is what became of a request that was not refused.
 type Reply struct {
 	RequestID   int64
+	CA          string // that a request which is asked about was sent to
 	Pending     bool
 	Revoked     bool // issued, and revoked since
 	Message     string
@@ -71,6 +72,7 @@ type Reply struct {
 // Refusal is the error of a request that was refused and has a number.
 type Refusal struct {
 	RequestID int64
+	CA        string // as in Reply
 	Err       *hresult.Error
 }
 
@@ -140,7 +142,17 @@ func do(ctx context.Context, b Backend, caller templates.Caller, in Args) (*Repl
 			}
 			return b.PollSerial(ctx, caller, ca, strings.ToLower(serial))
 		}
-		return b.Poll(ctx, caller, strconv.FormatUint(uint64(in.RequestID), 10))
+		reply, err := b.Poll(ctx, caller, strconv.FormatUint(uint64(in.RequestID), 10))
+		of := ""
+		if r, ok := errors.AsType[*Refusal](err); ok {
+			of = r.CA
+		} else if err == nil {
+			of = reply.CA
+		}
+		if of != "" && of != ca { // each CA has its own requests
+			return nil, hresult.New(hresult.PropertyEmpty, "the CA %q has no request %d of yours", ca, in.RequestID)
+		}
+		return reply, err
 	}
 	if err := checkFlags(in.Flags, in.Request); err != nil {
 		return nil, err
