@@ -162,6 +162,7 @@ func (h *Handshake) first(token []byte) ([]byte, error) {
 			etypeName(etypeID.AES256_CTS_HMAC_SHA1_96), etypeName(etypeID.AES128_CTS_HMAC_SHA1_96)).
 			WithFix("set msDS-SupportedEncryptionTypes of the gateway's account to 24")
 	}
+	h.ex.shrink()
 	if h.ours, err = h.apRep(key); err != nil {
 		return nil, hresult.Wrap(hresult.Unexpected, err, "the answer to the Kerberos token could not be made")
 	}
@@ -169,6 +170,12 @@ func (h *Handshake) first(token []byte) ([]byte, error) {
 		return h.ours, nil
 	}
 	return negTokenResp(acceptIncomplete, h.ex.mech, h.ours)
+}
+
+// shrink forgets what the further legs do not need, as there may be many clients who do not come to them.
+func (ex *exchange) shrink() {
+	ex.apReq, ex.reply = nil, nil
+	ex.req.EncryptedAuthenticator.Cipher, ex.req.Ticket.EncPart.Cipher, ex.req.Ticket.DecryptedEncPart.AuthorizationData = nil, nil, nil
 }
 
 // apRep is the second leg: with a fresh subkey, from which all keys of the session come, and our first sequence number.

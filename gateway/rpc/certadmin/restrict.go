@@ -191,8 +191,8 @@ func (a *Admin) byText(ctx context.Context, q *Query, c *column, v string) error
 		only((*string)(&q.Requester), string(account.SID))
 	case colTemplate:
 		only(&q.Template, v)
-	case colCommonName:
-		only(&q.CommonName, v)
+	case colCommonName: // of several, which are shown as lines, the last one names the subject itself
+		only(&q.CommonName, v[strings.LastIndexByte(v, '\n')+1:])
 	case colUPN:
 		only(&q.UPN, v)
 	case colHash:

@@ -218,10 +218,13 @@ func refusal(in Args, err error) Answer {
 	return out
 }
 
-// MaxAttributes is how many octets the attributes may have; maxPairs how many pairs.
+// Limits of parameters ([MS-WCCE] 3.2.1.4.2.1, 3.2.1.4.3.1). Clients send longer attributes than the range says.
 const (
-	MaxAttributes = 64 << 10
-	maxPairs      = 256
+	MaxAuthority  = 1536     // UTF-16 units of pwszAuthority, with the final zero
+	MaxAttributes = 64 << 10 // octets
+	MaxStub       = wcce.MaxMessage + MaxAttributes + 8<<10
+
+	maxPairs = 256 // attributes
 )
 
 // ParseAttributes reads request attributes ([MS-WCCE] 2.2.2.7.10): lines of name and value with a colon between. A line without one is

@@ -40,12 +40,14 @@ func (p *protection) sid() security.SID {
 	return p.session.Caller.SID
 }
 
-func (p *protection) close() {
+// closeContext ends a security context that is no longer among the connection's.
+func (k *conn) closeContext(p *protection) {
 	if p.handshake != nil {
 		p.handshake.Close()
 	}
 	if p.session != nil {
 		p.session.Close()
+		k.s.ended(p.sid())
 	}
 }
 
@@ -224,7 +226,7 @@ func (k *conn) forgetContext(sc *protection) {
 	}
 	k.writing.Lock() // a response may be on its way under its keys
 	defer k.writing.Unlock()
-	sc.close()
+	k.closeContext(sc)
 }
 
 // unfinished counts security contexts that are not proven.

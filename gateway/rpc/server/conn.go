@@ -134,7 +134,7 @@ func (k *conn) close(why error) {
 		k.free(a)
 	}
 	for _, p := range k.contextIDs {
-		p.close()
+		k.closeContext(p)
 	}
 }
 

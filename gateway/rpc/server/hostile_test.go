@@ -137,7 +137,7 @@ func TestAnAccountLeavesMemoryForOthers(t *testing.T) {
 		for s.reserve(sid, 1000) {
 			took[sid] += 1000
 		}
-		if took[sid] < 1<<20/32 {
+		if took[sid] < 1<<20/32 || took[sid] > 1<<20/8 {
 			t.Errorf("%s gets %d octets only", sid, took[sid])
 		}
 	}
@@ -148,6 +148,27 @@ func TestAnAccountLeavesMemoryForOthers(t *testing.T) {
 	}
 	if s.memory != 0 || len(s.callers) != 0 {
 		t.Errorf("%d octets of %d accounts are left", s.memory, len(s.callers))
+	}
+}
+
+func TestAnAccountsSecurityContextsAreCounted(t *testing.T) {
+	s := New(Options{MaxPerCaller: 2})
+	_, server := net.Pipe()
+	k := newConn(s, server)
+	s.conns[k] = struct{}{}
+	n := 0
+	for s.proven(k, "S-1-1") {
+		n++
+	}
+	if n != 2*contextsEach || !s.proven(k, "S-1-2") {
+		t.Errorf("%d contexts", n)
+	}
+	for range n {
+		s.ended("S-1-1")
+	}
+	s.ended("S-1-2")
+	if s.forget(k); len(s.callers) != 0 {
+		t.Errorf("%+v", s.callers["S-1-1"])
 	}
 }
 

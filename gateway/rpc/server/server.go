@@ -27,7 +27,7 @@
 // A connection has at most one call's fragments times Options.MaxAssemblies in memory, never more than Interface.MaxStub each, and of those
 // of nobody MaxAnonymous together; MaxCalls calls at a time, and as many answers that are not sent yet: a client that does not read them
 // is not read either. All connections together have Options.MaxMemory for requests and answers, of which an account never takes more than
-// what is left for others. Every read and write has a deadline. A caller, by SID, has MaxPerCaller connections and as many calls at a time.
+// an eighth of what it leaves to others. Every read and write has a deadline. A caller, by SID, has MaxPerCaller connections and as many calls at a time.
 // Where MaxConnections is reached, a new connection takes the place of the oldest one that has proven no caller; and those that have
 // are three quarters at most, where a new caller takes the place of who has most.
 package server
@@ -95,8 +95,8 @@ type Server struct {
 
 // usage is what one account has at a time.
 type usage struct {
-	connections, calls int
-	memory             int64
+	connections, calls, contexts int
+	memory                       int64
 }
 
 // New returns a server without interfaces.
@@ -243,18 +243,26 @@ func (s *Server) use(sid security.SID, change usage) {
 	}
 	u.connections += change.connections
 	u.calls += change.calls
+	u.contexts += change.contexts
 	u.memory += change.memory
 	if *u == (usage{}) {
 		delete(s.callers, sid)
 	}
 }
 
-// proven notes that a connection has an account's session. It tells whether that account may have another connection.
+// contextsEach is how many security contexts an account may have for each of its connections, if it has all that it may: each has the
+// account's groups, of which there may be many.
+const contextsEach = 4
+
+// proven notes that a connection has one more session of an account. It tells whether that account may.
 func (s *Server) proven(k *conn, sid security.SID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.conns[k]; !ok {
 		return false // displaced this moment
+	}
+	if u := s.callers[sid]; u != nil && u.contexts >= contextsEach*s.opts.MaxPerCaller {
+		return false
 	}
 	if _, ok := k.callers[sid]; !ok {
 		if u := s.callers[sid]; u != nil && u.connections >= s.opts.MaxPerCaller {
@@ -266,6 +274,7 @@ func (s *Server) proven(k *conn, sid security.SID) bool {
 		k.callers[sid] = struct{}{}
 		s.use(sid, usage{connections: 1})
 	}
+	s.use(sid, usage{contexts: 1})
 	if k.place != nil {
 		s.unproven.Remove(k.place)
 		k.place = nil
@@ -314,6 +323,13 @@ func (s *Server) begin(sid security.SID) bool {
 	return true
 }
 
+// ended takes a session off the books.
+func (s *Server) ended(sid security.SID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.use(sid, usage{contexts: -1})
+}
+
 func (s *Server) end(sid security.SID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -322,16 +338,16 @@ func (s *Server) end(sid security.SID) {
 	}
 }
 
-// reserve takes n octets of the memory for an account; a negative n gives them back. Who has as much as is free gets no more, so that
-// however many take all that they can there is something left for one more.
+// reserve takes n octets of the memory for an account; a negative n gives them back. Who has an eighth of what is free gets no more, so
+// that some is left for the next one after many who take all that they can.
 func (s *Server) reserve(sid security.SID, n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	free, own := s.opts.MaxMemory-s.memory-int64(n), int64(0)
+	free, own := s.opts.MaxMemory-s.memory-int64(n), int64(0) // free when it is taken
 	if u := s.callers[sid]; u != nil {
 		own = u.memory + int64(n)
 	}
-	if n > 0 && free < own {
+	if n > 0 && (free < 0 || free/8 < own) {
 		return false
 	}
 	s.memory += int64(n)
