@@ -33,6 +33,7 @@ type conn struct {
 	// Owned by Server.mu.
 	place   *list.Element // among those without a proven caller
 	callers map[security.SID]struct{}
+	large   int // octets of a large PDU that is being received
 
 	// Owned by the reader.
 	bound      bool
@@ -169,6 +170,12 @@ func (k *conn) read() (*pdu.PDU, error) {
 			_ = k.write(pdu.EncodeNak(h.Call, pdu.NakVersion))
 		}
 		return nil, &endError{"protocol", err}
+	}
+	if h.Length > pdu.MaxFragment {
+		if !k.s.receive(k, h.Length) {
+			return nil, net.ErrClosed
+		}
+		defer k.s.receive(k, 0)
 	}
 	// A large bind gets its memory when most of it has come.
 	raw := make([]byte, min(h.Length, pdu.MaxFragment))

@@ -90,6 +90,7 @@ type Server struct {
 	unproven  *list.List // of *conn, the oldest first
 	callers   map[security.SID]*usage
 	memory    int64
+	large     int64          // octets of large PDUs of connections without a proven caller
 	running   sync.WaitGroup // connections
 }
 
@@ -217,6 +218,7 @@ func (s *Server) forget(k *conn) {
 		return
 	}
 	delete(s.conns, k)
+	s.large, k.large = s.large-int64(k.large), 0
 	s.opts.Observer.Connections(s.opts.Name, -1)
 	if k.place != nil {
 		s.unproven.Remove(k.place)
@@ -248,6 +250,21 @@ func (s *Server) use(sid security.SID, change usage) {
 	if *u == (usage{}) {
 		delete(s.callers, sid)
 	}
+}
+
+// receive notes that a connection without a proven caller receives a large PDU; 0 octets: no more. Tickets may be large. Where too many come
+// at a time, the oldest connections give way, in which they should have come long ago; false if this is one.
+func (s *Server) receive(k *conn, n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k.place == nil { // proven, or displaced
+		return true
+	}
+	s.large, k.large = s.large+int64(n-k.large), n
+	for k.place != nil && s.large > s.opts.MaxMemory/2 {
+		s.displace(s.unproven.Front().Value.(*conn))
+	}
+	return k.place != nil
 }
 
 // contextsEach is how many security contexts an account may have for each of its connections, if it has all that it may: each has the
@@ -339,7 +356,7 @@ func (s *Server) end(sid security.SID) {
 }
 
 // reserve takes n octets of the memory for an account; a negative n gives them back. Who has an eighth of what is free gets no more, so
-// that some is left for the next one after many who take all that they can.
+// that some is left for the next one after many who take all that they can. One answer may have half of it.
 func (s *Server) reserve(sid security.SID, n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -347,7 +364,11 @@ func (s *Server) reserve(sid security.SID, n int) bool {
 	if u := s.callers[sid]; u != nil {
 		own = u.memory + int64(n)
 	}
-	if n > 0 && (free < 0 || free/8 < own) {
+	share := free / 8
+	if own == int64(n) { // it has nothing else: an answer may be large
+		share = free
+	}
+	if n > 0 && (free < 0 || share < own) {
 		return false
 	}
 	s.memory += int64(n)
