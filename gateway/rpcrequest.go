@@ -27,13 +27,10 @@ func (b rpcBackend) Poll(ctx context.Context, caller templates.Caller, requestID
 	if err != nil && !refused {
 		return nil, err
 	}
-	id := int64(0)
 	if refused {
-		id = refusal.RequestID
-	} else {
-		id = out.RequestID
+		out = &request.Reply{RequestID: refusal.RequestID}
 	}
-	row, failure := b.g.Ledger.Get(ctx, id)
+	row, failure := b.g.Ledger.Get(ctx, out.RequestID)
 	if failure != nil {
 		return nil, hresult.Wrap(hresult.ServerUnavailable, failure, "the request could not be looked up; try again")
 	}

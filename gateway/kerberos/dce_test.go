@@ -228,6 +228,22 @@ func TestATokenIsGoodOnceAndForOneProtocol(t *testing.T) {
 	}
 }
 
+// TestAHalfFinishedHandshakeKeepsNoTicket: there may be many, of clients who do not go on.
+func TestAHalfFinishedHandshakeKeepsNoTicket(t *testing.T) {
+	_, token := newDCEClient(t, forged{})
+	h := testAcceptor(t, nil).ForRPC().Handshake(true)
+	if _, err := h.Step(t.Context(), token); err != nil {
+		t.Fatal(err)
+	}
+	req := &h.ex.req
+	if kept := len(h.ex.apReq) + len(req.EncryptedAuthenticator.Cipher) + len(req.Ticket.EncPart.Cipher) + len(req.Ticket.DecryptedEncPart.AuthorizationData); kept != 0 {
+		t.Errorf("%d octets are kept", kept)
+	}
+	if client, service := h.Claims(); client != "lzhu@NTDEV.TEST" || service == "" {
+		t.Errorf("%q, %q", client, service)
+	}
+}
+
 func TestTheThirdLegMustAnswerTheSecond(t *testing.T) {
 	r := testAcceptor(t, nil).ForRPC()
 	for name, change := range map[string]func(*messages.EncAPRepPart){
