@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow"
@@ -26,7 +27,19 @@ type adminBackend struct {
 	g       *Gateway
 	brake   *brake
 	reading chan struct{} // a place for each who reads many requests
+	readers *confirmed
 }
+
+// confirmed are certificate managers whom the directory has confirmed within the last minute.
+type confirmed struct {
+	mu    sync.Mutex // guards until
+	until map[string]time.Time // by realm and SID
+}
+
+const (
+	confirmedFor    = time.Minute
+	confirmedMemory = 1000
+)
 
 // Views may be restricted by what no index has: whoever asks so reads all requests, which others must not feel.
 const (
@@ -36,7 +49,11 @@ const (
 
 // AdminInterfaces are the COM interfaces of certificate managers, for a class of objects: certadmin.CLSID.
 func (g *Gateway) AdminInterfaces() []server.Interface {
-	return certadmin.New(adminBackend{g, &brake{now: g.now, failures: map[string]*attempts{}}, make(chan struct{}, readers)}, g.now).Interfaces()
+	return certadmin.New(g.adminBackend(), g.now).Interfaces()
+}
+
+func (g *Gateway) adminBackend() adminBackend {
+	return adminBackend{g, &brake{now: g.now, failures: map[string]*attempts{}}, make(chan struct{}, readers), &confirmed{until: map[string]time.Time{}}}
 }
 
 // CA implements certadmin.Backend.
@@ -47,9 +64,29 @@ func (b adminBackend) CA(authority string) string {
 	return rpcBackend{b.g}.CA(authority)
 }
 
-// Manager implements certadmin.Backend.
+// Manager implements certadmin.Backend. A ticket may be hours old: who reads has to be a manager in the directory too, a minute ago at most.
 func (b adminBackend) Manager(ctx context.Context, caller templates.Caller) (bool, error) {
-	return b.g.isOneOf(ctx, caller.Token(), b.g.Config.CertificateManagers)
+	is, err := b.g.isOneOf(ctx, caller.Token(), b.g.Config.CertificateManagers)
+	if err != nil || !is {
+		return false, err
+	}
+	now, c, who := b.g.now(), b.readers, caller.Realm+" "+string(caller.SID)
+	c.mu.Lock()
+	recently := now.Before(c.until[who])
+	c.mu.Unlock()
+	if recently {
+		return true, nil
+	}
+	if is, err = b.g.isStillOneOf(ctx, caller, b.g.Config.CertificateManagers); err != nil || !is {
+		return false, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.until) >= confirmedMemory {
+		clear(c.until)
+	}
+	c.until[who] = now.Add(confirmedFor)
+	return true, nil
 }
 
 // mayAct requires a certificate manager whom the directory knows as such now, for what changes something. Who is refused too often waits.

@@ -11,6 +11,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/rpc/certadmin"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
+	"github.com/enrollgate/enrollgate/templates/security"
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
@@ -19,13 +20,62 @@ func managed(t testing.TB) adminBackend {
 	t.Helper()
 	db := testpki.DB(t)
 	g := &Gateway{DB: db, now: time.Now, Config: &config.Config{}, Ledger: ledger.New(db, time.Now), CAs: []*CA{{Name: "A"}, {Name: "B"}}, Directory: &nowhere{}}
-	return adminBackend{g, &brake{now: time.Now, failures: map[string]*attempts{}}, make(chan struct{}, 1)}
+	b := g.adminBackend()
+	b.reading = make(chan struct{}, 1)
+	return b
 }
 
-// nowhere is a directory that has nothing.
-type nowhere struct{ Directory }
+// nowhere is a directory that has one account, and managers.
+type nowhere struct {
+	Directory
+	subject templates.Subject
+	asked   int
+}
 
 func (nowhere) Snapshot() *templates.Snapshot { return nil }
+
+func (nowhere) SIDsOf(context.Context, []string) ([]security.SID, error) {
+	return []security.SID{"S-1-5-21-1-2-3-500"}, nil
+}
+
+func (n *nowhere) SubjectByName(context.Context, string) (templates.Subject, error) {
+	n.asked++
+	return n.subject, nil
+}
+
+// TestWhoIsManagerByTheTicketAloneReadsNothing: it may be of this morning, or of another domain.
+func TestWhoIsManagerByTheTicketAloneReadsNothing(t *testing.T) {
+	b := managed(t)
+	now := time.Now()
+	b.g.now = func() time.Time { return now }
+	b.g.Config.CertificateManagers = []string{"managers"}
+	directory := &nowhere{subject: templates.Subject{SID: "S-1-5-21-1-2-3-1001", Groups: []security.SID{"S-1-5-21-1-2-3-500"}, Domain: templates.Domain{DNS: "lab.test"}}}
+	b.g.Directory = directory
+	carol := templates.Caller{Principal: "carol@LAB.TEST", Realm: "LAB.TEST", SID: "S-1-5-21-1-2-3-1001", Groups: directory.subject.Groups}.WithToken()
+	for range 5 {
+		if is, err := b.Manager(t.Context(), carol); !is || err != nil || directory.asked != 1 {
+			t.Fatal(is, err, directory.asked)
+		}
+	}
+	bob := templates.Caller{Principal: "bob@LAB.TEST", Realm: "LAB.TEST", SID: "S-1-5-21-1-2-3-1002"}.WithToken()
+	if is, err := b.Manager(t.Context(), bob); is || err != nil || directory.asked != 1 {
+		t.Error("no manager", is, err, directory.asked)
+	}
+	foreign := carol
+	foreign.Realm = "OTHER.TEST"
+	if is, err := b.Manager(t.Context(), foreign); is || hresult.From(err).Code != hresult.AccessDenied {
+		t.Error("a trusted domain's ticket names the account", is, err)
+	}
+	now = now.Add(confirmedFor)
+	directory.subject.Groups = nil
+	if is, err := b.Manager(t.Context(), carol); is || err != nil {
+		t.Error("she is no manager any more", is, err)
+	}
+	directory.subject.Groups, directory.subject.Disabled = carol.Groups, true
+	if is, err := b.Manager(t.Context(), carol); is || hresult.From(err).Code != hresult.AccountDisabled {
+		t.Error("her account is disabled", is, err)
+	}
+}
 
 func TestOfTwoCertificatesWithOneSerialNumberNoneIsRevoked(t *testing.T) {
 	b := managed(t)

@@ -8,6 +8,7 @@ package certadmin
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	csra "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra"
@@ -35,7 +36,7 @@ var (
 type Backend interface {
 	// CA finds a CA by the name that clients call it, "" for the first one; "" where there is none.
 	CA(authority string) string
-	// Manager tells whether the caller is a certificate manager, by the groups in his ticket.
+	// Manager tells whether the caller is a certificate manager, by the groups in his ticket and by the directory.
 	Manager(ctx context.Context, caller templates.Caller) (bool, error)
 	// Approve approves a pending request and returns its disposition, one of ICertRequestD's, or the HRESULT of the refusal.
 	Approve(ctx context.Context, caller templates.Caller, ca string, request int64) (disposition uint32, err error)
@@ -79,22 +80,11 @@ type Admin struct {
 
 // Interfaces are ICertAdminD and ICertAdminD2 as a server has them.
 func (a *Admin) Interfaces() []server.Interface {
-	one, names := a.methods(), map[uint16]string{}
-	for operation, name := range names1 {
-		names[operation] = name
-	}
-	two, both := a.methods2(), map[uint16]string{}
-	for operation, h := range one {
-		two[operation] = h
-	}
-	for operation, name := range names1 {
-		both[operation] = name
-	}
-	for operation, name := range names2 {
-		both[operation] = name
-	}
+	one, two, both := a.methods(), a.methods2(), maps.Clone(names2)
+	maps.Copy(two, one)
+	maps.Copy(both, names1)
 	return []server.Interface{
-		{Name: "ICertAdminD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: names, Handle: server.Operations(one)},
+		{Name: "ICertAdminD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: names1, Handle: server.Operations(one)},
 		{Name: "ICertAdminD2", Syntax: Syntax2, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: both, Handle: server.Operations(two)},
 	}
 }

@@ -8,6 +8,7 @@ package certrequest
 import (
 	"context"
 	"crypto/x509"
+	"maps"
 
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
@@ -60,11 +61,10 @@ func Interfaces(b Backend) []server.Interface {
 		8: orpc.Handler(orpc.Layout{authority}, m.getCAPropertyInfo),
 		9: orpc.Handler(orpc.Layout{authority}, m.ping2),
 	}
-	for operation, h := range one {
-		two[operation] = h
-	}
+	maps.Copy(two, one)
 	names := map[uint16]string{3: "Request", 4: "GetCACert", 5: "Ping"}
-	names2 := map[uint16]string{3: "Request", 4: "GetCACert", 5: "Ping", 6: "Request2", 7: "GetCAProperty", 8: "GetCAPropertyInfo", 9: "Ping2"}
+	names2 := map[uint16]string{6: "Request2", 7: "GetCAProperty", 8: "GetCAPropertyInfo", 9: "Ping2"}
+	maps.Copy(names2, names)
 	return []server.Interface{
 		{Name: "ICertRequestD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: request.MaxStub, Operations: names, Handle: server.Operations(one)},
 		{Name: "ICertRequestD2", Syntax: Syntax2, Least: pdu.LevelIntegrity, MaxStub: request.MaxStub, Operations: names2, Handle: server.Operations(two)},

@@ -2,12 +2,17 @@ package server
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"io"
 	"net"
 	"runtime"
 	"testing"
 	"time"
 
+	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/security"
 )
 
@@ -208,6 +213,47 @@ func TestAnAccountsSecurityContextsAreCounted(t *testing.T) {
 	if s.forget(k); len(s.callers) != 0 {
 		t.Errorf("%+v", s.callers["S-1-1"])
 	}
+}
+
+// TestFragmentsOfTwoCallersMakeNoCall has two accounts multiplexed on one connection, one of which goes on where the other has begun.
+func TestFragmentsOfTwoCallersMakeNoCall(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	go func() { _, _ = io.Copy(io.Discard, client) }()
+	called := make(chan security.SID, 4)
+	s := New(Options{})
+	s.Register(Interface{Name: "echo", Syntax: echoSyntax, Least: pdu.LevelConnect, Handle: func(_ context.Context, call *Call, _ []byte) ([]byte, error) {
+		called <- call.sid()
+		return nil, nil
+	}})
+	k := newConn(s, server)
+	k.contexts, k.calls, k.assemblies = map[uint16]*Interface{0: s.interfaces[0]}, map[uint32]*running{}, map[uint32]*assembly{}
+	k.contextIDs = map[uint32]*protection{}
+	for id, sid := range []security.SID{"S-1-1", "S-1-2"} {
+		k.contextIDs[uint32(id)] = &protection{id: uint32(id), provider: pdu.AuthKerberos, level: pdu.LevelConnect,
+			session: &kerberos.Session{Caller: templates.Caller{SID: sid}, Expires: time.Now().Add(time.Hour)}}
+	}
+	send := func(flags pdu.Flags, call, context uint32) error {
+		p, err := pdu.Parse(requestPDU(flags, call, 0, 0, []byte("x")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Trailer = &pdu.Trailer{Type: pdu.AuthKerberos, Level: pdu.LevelConnect, Context: context}
+		return k.request(p)
+	}
+	if err := errors.Join(send(pdu.FirstFragment, 2, 0), send(pdu.FirstFragment, 3, 1), send(pdu.LastFragment, 3, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if sid := <-called; sid != "S-1-2" {
+		t.Errorf("the call is %s's", sid)
+	}
+	if err := send(pdu.LastFragment, 2, 1); err == nil || len(called) != 0 {
+		t.Error("the second account has ended the call of the first")
+	}
+	if err := send(pdu.Whole, 4, 9); err == nil || len(called) != 0 {
+		t.Error("a context that nobody has opened has a call")
+	}
+	k.close(nil)
 }
 
 // TestANewCallerTakesThePlaceOfWhoHasMost has accounts that take all connections that there are.
