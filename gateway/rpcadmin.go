@@ -32,7 +32,7 @@ type adminBackend struct {
 
 // confirmed are certificate managers whom the directory has confirmed within the last minute.
 type confirmed struct {
-	mu    sync.Mutex // guards until
+	mu    sync.Mutex           // guards until
 	until map[string]time.Time // by realm and SID
 }
 
