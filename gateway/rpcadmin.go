@@ -364,7 +364,7 @@ var kindsOf = map[certadmin.Disposition]ledger.Kind{certadmin.Active: ledger.Kin
 
 // Rows implements certadmin.Backend.
 func (b adminBackend) Rows(ctx context.Context, q certadmin.Query) ([]*certadmin.Row, error) {
-	query := ledger.Query{CA: q.CA, First: q.First, Last: q.Last, Caller: q.Requester, Template: q.Template, Serial: q.Serial, CommonName: q.CommonName, UPN: q.UPN, Hash: q.Hash, SubmittedFrom: q.SubmittedFrom,
+	query := ledger.Query{CA: q.CA, First: q.First, Last: q.Last, Caller: q.Requester, Template: q.Template, Serial: q.Serial, CommonName: q.CommonName, UPN: q.UPN, Hash: q.Hash, SubjectKeyID: q.SubjectKeyID, SubmittedFrom: q.SubmittedFrom,
 		SubmittedTo: q.SubmittedTo, EndFrom: q.EndFrom, EndTo: q.EndTo, Descending: q.Descending, Skip: q.Skip, Limit: q.Limit}
 	for _, d := range q.Dispositions {
 		query.Kinds = append(query.Kinds, kindsOf[d])
@@ -387,7 +387,7 @@ func (b adminBackend) Rows(ctx context.Context, q certadmin.Query) ([]*certadmin
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, hresult.New(hresult.ServerTooBusy, "the requests that are asked for were not found within %s", viewTime).
-			WithFix("restrict the view by the number of the request, the requester, or the common name, UPN, serial number or hash of the certificate")
+			WithFix("restrict the view by the number of the request, the requester, or the common name, UPN, serial number, hash or subject key identifier of the certificate")
 	case err != nil:
 		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the requests cannot be read; try again")
 	}

@@ -34,7 +34,7 @@ func ofUser(t testing.TB, name, upn string) *x509.Certificate {
 		t.Fatal(err)
 	}
 	key := testpki.RSA(t, 2048)
-	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), SubjectKeyId: []byte(name), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: san}}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -76,6 +76,7 @@ func TestCertificatesAreFoundByTheirNames(t *testing.T) {
 			"the UPN":               {ledger.Query{UPN: "ALICE@lab.test"}, []int64{first}},
 			"both":                  {ledger.Query{UPN: "alice2@LAB.test", CommonName: "alice ärmel"}, []int64{second}},
 			"both, of two":          {ledger.Query{UPN: "alice@lab.test", CommonName: "bob"}, nil},
+			"the key":               {ledger.Query{SubjectKeyID: fmt.Sprintf("%X", "Bob")}, []int64{third}},
 			"the hash":              {ledger.Query{Hash: hash}, []int64{third}},
 			"the name in another":   {ledger.Query{CA: "D", CommonName: "bob"}, nil},
 			"with another's number": {ledger.Query{Hash: hash, Caller: "S-1-5-21-2"}, nil},
@@ -95,7 +96,7 @@ func TestCertificatesAreFoundByTheirNames(t *testing.T) {
 		}
 	}
 	check("as issued")
-	if _, err := db.SQL.Exec("UPDATE requests SET common_name = '', upn = '', certificate_hash = ''"); err != nil {
+	if _, err := db.SQL.Exec("UPDATE requests SET common_name = '', upn = '', certificate_hash = '', subject_key_id = ''"); err != nil {
 		t.Fatal(err)
 	}
 	check("recorded by an earlier version")
@@ -108,10 +109,11 @@ func TestNamesAreFoundByIndexes(t *testing.T) {
 		t.Skip("what PostgreSQL does depends on its statistics")
 	}
 	for index, condition := range map[string]string{
-		"requests_common_name (common_name=?": "common_name = 'a' AND common_name <> '' AND state = 'issued' AND ca = 'C' AND id >= 3 AND id <= 9",
-		"requests_upn (upn=?":                 "upn = 'a' AND upn <> '' AND state = 'issued' AND ca = 'C' AND id >= 3 AND state = 'issued' AND revoked = 0",
-		"requests_hash (certificate_hash=?":   "certificate_hash = 'a' AND certificate_hash <> '' AND state = 'issued' AND ca = 'C' AND id >= 3",
-		"requests_hash  (certificate_hash=?":  "state = 'issued' AND certificate_hash = '' AND certificate IS NOT NULL",
+		"requests_common_name (common_name=?":    "common_name = 'a' AND common_name <> '' AND state = 'issued' AND ca = 'C' AND id >= 3 AND id <= 9",
+		"requests_upn (upn=?":                    "upn = 'a' AND upn <> '' AND state = 'issued' AND ca = 'C' AND id >= 3 AND state = 'issued' AND revoked = 0",
+		"requests_subject_key (subject_key_id=?": "subject_key_id = 'a' AND subject_key_id <> '' AND state = 'issued' AND ca = 'C' AND id >= 3",
+		"requests_hash (certificate_hash=?":      "certificate_hash = 'a' AND certificate_hash <> '' AND state = 'issued' AND ca = 'C' AND id >= 3",
+		"requests_hash  (certificate_hash=?":     "state = 'issued' AND certificate_hash = '' AND certificate IS NOT NULL",
 	} {
 		rows, err := db.SQL.Query("EXPLAIN QUERY PLAN SELECT id FROM requests WHERE " + condition + " ORDER BY id LIMIT 100 OFFSET 0")
 		if err != nil {

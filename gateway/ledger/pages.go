@@ -84,6 +84,7 @@ type Query struct {
 	// Of issued certificates, in any case of letters:
 	CommonName, UPN string
 	Hash            string // SHA-1 of the certificate, hexadecimal
+	SubjectKeyID    string // hexadecimal
 	// Times are inclusive; the zero time is none.
 	SubmittedFrom, SubmittedTo time.Time
 	EndFrom, EndTo             time.Time // of the certificate's validity

@@ -14,8 +14,8 @@ func TestManagersFindCertificatesAsCertutilGetkeyDoes(t *testing.T) {
 	w := startManaged(t, 1)
 	one, other := enrollOne(t, w, dialD2(t, "alice", dcerpc.WithSeal())), enrollOne(t, w, dialD2(t, "helpdesk", dcerpc.WithSeal()))
 	carol := dialAdmin(t, "carol", dcerpc.WithSeal())
-	const commonName, upn, hash, serial = 0x2016, 0x2010, 0x2002, 0x2006
-	columns := []uint32{0x1000, commonName, upn, hash, serial}
+	const commonName, upn, hash, keyID, serial = 0x2016, 0x2010, 0x2002, 0x200a, 0x2006
+	columns := []uint32{0x1000, commonName, upn, hash, keyID, serial}
 	rows, _ := openView(t, carol, 0, 100, columns)
 	closeView(t, carol)
 	if len(rows) != 2 {

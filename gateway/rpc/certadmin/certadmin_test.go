@@ -187,17 +187,18 @@ func TestWhatACertificateIsLookedForBy(t *testing.T) {
 		"common name": {[]*csra.CertViewRestriction{{ColumnIndex: colCommonName, SeekOperator: opEqual, Value: request.EncodeText("Alice")}}, Query{CommonName: "Alice"}},
 		"UPN":         {[]*csra.CertViewRestriction{{ColumnIndex: colUPN, SeekOperator: opEqual, Value: request.EncodeText("alice@lab.test")}}, Query{UPN: "alice@lab.test"}},
 		"hash":        {[]*csra.CertViewRestriction{{ColumnIndex: colHash, SeekOperator: opEqual, Value: request.EncodeText(strings.ToUpper(hash))}}, Query{Hash: strings.ReplaceAll(hash, " ", "")}},
+		"key":         {[]*csra.CertViewRestriction{{ColumnIndex: colKeyID, SeekOperator: opEqual, Value: request.EncodeText("01 AB")}}, Query{SubjectKeyID: "01ab"}},
 	} {
 		b := filled(3)
 		_, _, err := New(b, nil).open(t.Context(), callOf("manager", 1), openOf(nil, c.list...))
 		if err != nil || len(b.asked) != 1 {
 			t.Fatalf("%s: %v, %v", name, b.asked, err)
 		}
-		if got := b.asked[0]; got.CommonName != c.want.CommonName || got.UPN != c.want.UPN || got.Hash != c.want.Hash || got.Nobody {
+		if got := b.asked[0]; got.CommonName != c.want.CommonName || got.UPN != c.want.UPN || got.Hash != c.want.Hash || got.SubjectKeyID != c.want.SubjectKeyID || got.Nobody {
 			t.Errorf("%s: %+v", name, got)
 		}
 		again := *c.list[0]
-		if again.Value = request.EncodeText("0" + hash[1:]); c.list[0].ColumnIndex != colHash {
+		if again.Value = request.EncodeText("0" + hash[1:]); c.list[0].ColumnIndex != colHash && c.list[0].ColumnIndex != colKeyID {
 			again.Value = request.EncodeText("bob")
 		}
 		b.asked = nil
@@ -222,6 +223,7 @@ func TestRestrictionsThatCannotBeKeptAreRefused(t *testing.T) {
 		"an operator":            {{ColumnIndex: colRequestID, SeekOperator: 3, Value: []byte{1, 0, 0, 0}}},
 		"a date's operator":      {{ColumnIndex: colNotAfter, SeekOperator: 3, Value: make([]byte, 8)}},
 		"a hash":                 {{ColumnIndex: colHash, SeekOperator: opEqual, Value: request.EncodeText(strings.Repeat("ab", 19))}},
+		"no key identifier":      {{ColumnIndex: colKeyID, SeekOperator: opEqual, Value: word}},
 		"a text in place of it":  {{ColumnIndex: colHash, SeekOperator: opEqual, Value: word}},
 		"a name that is more":    {{ColumnIndex: colUPN, SeekOperator: opGreater, Value: word}},
 		"a serial number":        {{ColumnIndex: colSerial, SeekOperator: opEqual, Value: word}},

@@ -69,7 +69,7 @@ var columns = []column{
 	{0x2007, "IssuerNameID", "Issuer Name ID", columnLong, 4, none},
 	{0x2008, "NotBefore", "Certificate Effective Date", columnDate, 8, issued(func(c *x509.Certificate) []byte { return date(c.NotBefore) })},
 	{colNotAfter, "NotAfter", "Certificate Expiration Date", columnDate | columnIndex, 8, issued(func(c *x509.Certificate) []byte { return date(c.NotAfter) })},
-	{0x200a, "SubjectKeyIdentifier", "Issued Subject Key Identifier", columnString, maxWord, issued(func(c *x509.Certificate) []byte { return text(hex.EncodeToString(c.SubjectKeyId)) })},
+	{colKeyID, "SubjectKeyIdentifier", "Issued Subject Key Identifier", columnString | columnIndex, maxWord, issued(func(c *x509.Certificate) []byte { return text(hex.EncodeToString(c.SubjectKeyId)) })},
 	{0x200b, "RawPublicKey", "Binary Public Key", columnBinary, maxRaw, none},
 	{0x200c, "PublicKeyLength", "Public Key Length", columnLong, 4, none},
 	{0x200d, "PublicKeyAlgorithm", "Public Key Algorithm", columnString, maxWord, none},

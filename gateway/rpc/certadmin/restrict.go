@@ -76,7 +76,7 @@ func (a *Admin) restrictBy(ctx context.Context, q *Query, c *column, r *csra.Cer
 			return err
 		}
 		return q.byDate(c, r.SeekOperator, v)
-	case colRequester, colCaller, colTemplate, colSerial, colCommonName, colUPN, colHash:
+	case colRequester, colCaller, colTemplate, colSerial, colCommonName, colUPN, colHash, colKeyID:
 		v, err := textOf(c, r.Value)
 		if err != nil {
 			return err
@@ -86,7 +86,7 @@ func (a *Admin) restrictBy(ctx context.Context, q *Query, c *column, r *csra.Cer
 		}
 		return a.byText(ctx, q, c, v)
 	}
-	return hresult.New(hresult.InvalidArg, "views are not restricted by the column %s: by number, disposition, requester, template, submission and expiration date they are, and by the common name, UPN, serial number and hash of the certificate", c.name)
+	return hresult.New(hresult.InvalidArg, "views are not restricted by the column %s: by number, disposition, requester, template, submission and expiration date they are, and by the common name, UPN, serial number, hash and subject key identifier of the certificate", c.name)
 }
 
 func (q *Query) byNumber(c *column, operator int32, v int64) error {
@@ -195,12 +195,16 @@ func (a *Admin) byText(ctx context.Context, q *Query, c *column, v string) error
 		only(&q.CommonName, v[strings.LastIndexByte(v, '\n')+1:])
 	case colUPN:
 		only(&q.UPN, v)
-	case colHash:
-		hash := strings.ReplaceAll(v, " ", "") // programs write the octets with and without blanks between
-		if b, err := hex.DecodeString(hash); err != nil || len(b) != sha1.Size {
-			return hresult.New(hresult.InvalidArg, "%q is no SHA-1 hash of a certificate in hexadecimal", v)
+	case colHash, colKeyID:
+		octets, err := hex.DecodeString(strings.ReplaceAll(v, " ", "")) // programs write them with and without blanks between
+		if err != nil || c.id == colHash && len(octets) != sha1.Size {
+			return hresult.New(hresult.InvalidArg, "%q is no %s in hexadecimal", v, c.name)
 		}
-		only(&q.Hash, strings.ToLower(hash))
+		field := &q.Hash
+		if c.id == colKeyID {
+			field = &q.SubjectKeyID
+		}
+		only(field, hex.EncodeToString(octets))
 	case colSerial:
 		serial, err := serialOf(v)
 		if err != nil {

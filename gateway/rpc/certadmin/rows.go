@@ -62,6 +62,7 @@ type Query struct {
 	CommonName   string // of issued certificates, as are these
 	UPN          string
 	Hash         string // hexadecimal
+	SubjectKeyID string // likewise
 	Nobody       bool   // there are none
 
 	SubmittedFrom, SubmittedTo time.Time
@@ -103,6 +104,7 @@ const (
 	colTemplate    = 0x2003
 	colSerial      = 0x2006
 	colNotAfter    = 0x2009
+	colKeyID       = 0x200a
 	colUPN         = 0x2010
 	colCommonName  = 0x2016
 )
