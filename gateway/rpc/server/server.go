@@ -27,9 +27,10 @@
 // A connection has at most one call's fragments times Options.MaxAssemblies in memory, never more than Interface.MaxStub each, and of those
 // of nobody MaxAnonymous together; MaxCalls calls at a time, and as many answers that are not sent yet: a client that does not read them
 // is not read either. All connections together have Options.MaxMemory for requests and answers, of which an account never takes more than
-// an eighth of what it leaves to others. Every read and write has a deadline. A caller, by SID, has MaxPerCaller connections and as many calls at a time.
-// Where MaxConnections is reached, a new connection takes the place of the oldest one that has proven no caller; and those that have
-// are three quarters at most, where a new caller takes the place of who has most.
+// an eighth of what it leaves to others, but for one answer. Every read and write has a deadline. A caller, by SID, has MaxPerCaller
+// connections, as many calls at a time, and four times as many security contexts. Where MaxConnections is reached, a new connection takes
+// the place of the oldest one that has proven no caller; those that have are three quarters at most, where a new caller takes the place
+// of who has most.
 package server
 
 import (
@@ -60,7 +61,7 @@ type Options struct {
 	MaxPerCaller   int   // connections, and calls at a time, of one account; 256
 	MaxCalls       int   // at a time on one connection; 8
 	MaxAssemblies  int   // requests on one connection of which some fragments have come; 8
-	MaxAnonymous   int   // octets of requests on one connection that nobody has proven to be of; 4 KiB
+	MaxAnonymous   int   // octets of requests on one connection that are nobody's; 4 KiB
 	MaxMemory      int64 // octets of requests that are being received or served, and of answers that are being sent; 128 MiB
 
 	FirstTime time.Duration // for a connection's bind; 15 s
