@@ -166,21 +166,21 @@ func TestFragmentsBothWays(t *testing.T) {
 	if r := p.receive(); r == nil || !bytes.Equal(r.Body[8:], object[:]) {
 		t.Errorf("%+v", r)
 	}
-	nothingIsReserved(t, s)
+	isReserved(t, s, 0)
 }
 
-// nothingIsReserved waits until all memory is given back.
-func nothingIsReserved(t *testing.T, s *Server) {
+// isReserved waits until so much memory is taken.
+func isReserved(t *testing.T, s *Server, want int64) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		s.mu.Lock()
 		memory := s.memory
 		s.mu.Unlock()
-		if memory == 0 {
+		if memory == want {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d octets are still reserved", memory)
+			t.Fatalf("%d octets are reserved, want %d", memory, want)
 		}
 	}
 }
@@ -226,12 +226,13 @@ func TestWhatIsTooLarge(t *testing.T) {
 	p.wantFault(pdu.AccessDenied)
 	p.send(requestPDU(pdu.LastFragment, 2, 0, 0, part))
 	send(p, 3, 9)
+	isReserved(t, s, 9*int64(len(part)))
 	q := bound(t, address)
 	send(q, 3, 10) // more than all may have
 	q.wantFault(pdu.ServerTooBusy)
 	q.wantEcho(4, "small")
 	p.Close()
-	nothingIsReserved(t, s)
+	isReserved(t, s, 0)
 	for i := range uint32(8) {
 		q.send(requestPDU(pdu.FirstFragment, 10+i, 0, 0, []byte("x")))
 	}
