@@ -60,7 +60,7 @@ func (g *Gateway) listenRPC(acceptor *kerberos.Acceptor) (out []*rpcListener, er
 	if err != nil {
 		return out, err
 	}
-	calls.Register(icpr.Interface(comBackend{rpcBackend{g}}))
+	calls.Register(icpr.Interface(rpcBackend{g}))
 	if g.Config.Listen.EPM == "off" {
 		return out, nil
 	}
@@ -89,11 +89,6 @@ func (b rpcBackend) CA(authority string) string {
 
 func (b rpcBackend) Enroll(ctx context.Context, caller templates.Caller, ca string, attributes []wcce.NameValue, der []byte) (*request.Reply, error) {
 	r, err := b.g.Enroll(ctx, Submission{Caller: caller, CA: ca, Transport: transportRPC, Request: der, Attributes: attributes})
-	return b.reply(ctx, r, err)
-}
-
-func (b rpcBackend) Poll(ctx context.Context, caller templates.Caller, requestID string) (*request.Reply, error) {
-	r, err := b.g.Poll(ctx, caller, requestID)
 	return b.reply(ctx, r, err)
 }
 

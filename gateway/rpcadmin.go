@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/enrollgate/enrollgate/gateway/escrow"
@@ -23,26 +24,69 @@ import (
 
 // adminBackend lets the COM interfaces of certificate managers call the gateway.
 type adminBackend struct {
-	g     *Gateway
-	brake *brake
+	g       *Gateway
+	brake   *brake
+	reading chan struct{} // a place for each who reads many requests
+	readers *confirmed
 }
+
+// confirmed are certificate managers whom the directory has confirmed within the last minute.
+type confirmed struct {
+	mu    sync.Mutex           // guards until
+	until map[string]time.Time // by realm and SID
+}
+
+const (
+	confirmedFor    = time.Minute
+	confirmedMemory = 1000
+)
+
+// Views may be restricted by what no index has: whoever asks so reads all requests, which others must not feel.
+const (
+	readers  = 4
+	viewTime = 20 * time.Second
+)
 
 // AdminInterfaces are the COM interfaces of certificate managers, for a class of objects: certadmin.CLSID.
 func (g *Gateway) AdminInterfaces() []server.Interface {
-	return certadmin.New(adminBackend{g, &brake{now: g.now, failures: map[string]*attempts{}}}, g.now).Interfaces()
+	return certadmin.New(g.adminBackend(), g.now).Interfaces()
+}
+
+func (g *Gateway) adminBackend() adminBackend {
+	return adminBackend{g, &brake{now: g.now, failures: map[string]*attempts{}}, make(chan struct{}, readers), &confirmed{until: map[string]time.Time{}}}
 }
 
 // CA implements certadmin.Backend.
 func (b adminBackend) CA(authority string) string {
-	if authority == "" && len(b.g.CAs) > 0 {
+	if authority == "" && len(b.g.CAs) == 1 { // of several none is meant: what is done to one is not done to another
 		return b.g.CAs[0].Name
 	}
 	return rpcBackend{b.g}.CA(authority)
 }
 
-// Manager implements certadmin.Backend.
+// Manager implements certadmin.Backend. A ticket may be hours old: who reads has to be a manager in the directory too, a minute ago at most.
 func (b adminBackend) Manager(ctx context.Context, caller templates.Caller) (bool, error) {
-	return b.g.isOneOf(ctx, caller.Token(), b.g.Config.CertificateManagers)
+	is, err := b.g.isOneOf(ctx, caller.Token(), b.g.Config.CertificateManagers)
+	if err != nil || !is {
+		return false, err
+	}
+	now, c, who := b.g.now(), b.readers, caller.Realm+" "+string(caller.SID)
+	c.mu.Lock()
+	recently := now.Before(c.until[who])
+	c.mu.Unlock()
+	if recently {
+		return true, nil
+	}
+	if is, err = b.g.isStillOneOf(ctx, caller, b.g.Config.CertificateManagers); err != nil || !is {
+		return false, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.until) >= confirmedMemory {
+		clear(c.until)
+	}
+	c.until[who] = now.Add(confirmedFor)
+	return true, nil
 }
 
 // mayAct requires a certificate manager whom the directory knows as such now, for what changes something. Who is refused too often waits.
@@ -179,19 +223,34 @@ func (b adminBackend) Revoke(ctx context.Context, caller templates.Caller, ca, s
 	if err := b.mayAct(ctx, caller, "revoke"); err != nil {
 		return err
 	}
-	rows, err := b.g.Ledger.Page(ctx, ledger.Query{CA: ca, Serial: serial, Limit: 1})
-	switch {
-	case err != nil:
-		return hresult.Wrap(hresult.ServerUnavailable, err, "the certificate could not be looked up; try again")
-	case len(rows) == 0:
-		return hresult.New(hresult.InvalidArg, "CA %q has no certificate %s", ca, serial)
-	case rows[0].State != ledger.Issued || !rows[0].Revoked.IsZero():
-		return hresult.New(hresult.InvalidData, "the certificate %s of request %d is %s: there is nothing to revoke", serial, rows[0].ID, rows[0].KindOf())
+	row, err := b.certificate(ctx, ca, serial)
+	if err != nil {
+		return err
 	}
-	if err := b.g.Revoke(ctx, rows[0], caller.Principal, reason); err != nil {
+	if !row.Revoked.IsZero() {
+		return hresult.New(hresult.InvalidData, "the certificate %s of request %d is revoked already", serial, row.ID)
+	}
+	if err := b.g.Revoke(ctx, row, caller.Principal, reason); err != nil {
+		b.g.Log.WithError(err).WithField("request", row.ID).Error("a certificate could not be revoked")
 		return hresult.Wrap(hresult.ServerUnavailable, err, "the CA could not be told; the gateway's log says why")
 	}
 	return nil
+}
+
+// certificate finds the request of a certificate that was handed out. Several CAs may sign for the one that clients see, and two of them
+// may have given the same serial number: which certificate is meant nobody guesses.
+func (b adminBackend) certificate(ctx context.Context, ca, serial string) (*ledger.Row, error) {
+	rows, err := b.g.Ledger.Page(ctx, ledger.Query{CA: ca, Serial: serial, Kinds: []ledger.Kind{ledger.KindIssued, ledger.KindRevoked}, Limit: 2})
+	switch {
+	case err != nil:
+		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the certificate could not be looked up; try again")
+	case len(rows) == 0:
+		return nil, hresult.New(hresult.InvalidArg, "CA %q has no certificate %s", ca, serial)
+	case len(rows) > 1:
+		return nil, hresult.New(hresult.InvalidArg, "the requests %d and %d both have a certificate %s, of the CAs %q and %q", rows[0].ID, rows[1].ID, serial, rows[0].Issuer, rows[1].Issuer).
+			WithFix("revoke the one that is meant on the gateway, or at its CA")
+	}
+	return rows[0], nil
 }
 
 // ArchivedKey implements certadmin.Backend: what enrollgate escrow export writes, to managers of the key's recovery policy. It stays sealed.
@@ -222,8 +281,8 @@ func (b adminBackend) archivedKey(ctx context.Context, caller templates.Caller, 
 	if row.State != ledger.Issued || !row.Archived {
 		return nil, nothing
 	}
-	entry, err := g.Escrow.BySerial(ctx, row.Serial)
-	if errors.Is(err, escrow.ErrNotFound) || err == nil && entry.RequestID != id {
+	entry, err := b.entryOf(ctx, row)
+	if errors.Is(err, escrow.ErrNotFound) {
 		return nil, nothing
 	} else if err != nil {
 		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the archived key could not be looked up; try again")
@@ -260,9 +319,23 @@ func (b adminBackend) archivedKey(ctx context.Context, caller templates.Caller, 
 	return der, nil
 }
 
+// entryOf is the archived key of a request. Certificates of several CAs may have the same serial number.
+func (b adminBackend) entryOf(ctx context.Context, row *ledger.Row) (*escrow.Entry, error) {
+	list, err := b.g.Escrow.Search(ctx, escrow.Query{Serial: row.Serial, Limit: len(b.g.issuers()) + 1})
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range list {
+		if e.RequestID == row.ID {
+			return b.g.Escrow.Get(ctx, e.ID)
+		}
+	}
+	return nil, escrow.ErrNotFound
+}
+
 // Property implements certadmin.Backend.
 func (b adminBackend) Property(ctx context.Context, ca string, id, index, kind int32) ([]byte, error) {
-	return certrequest.Property(ctx, comBackend{rpcBackend{b.g}}, ca, id, index, kind)
+	return certrequest.Property(ctx, rpcBackend{b.g}, ca, id, index, kind)
 }
 
 // PropertyInfo implements certadmin.Backend.
@@ -291,7 +364,7 @@ var kindsOf = map[certadmin.Disposition]ledger.Kind{certadmin.Active: ledger.Kin
 
 // Rows implements certadmin.Backend.
 func (b adminBackend) Rows(ctx context.Context, q certadmin.Query) ([]*certadmin.Row, error) {
-	query := ledger.Query{CA: q.CA, First: q.First, Last: q.Last, Caller: q.Requester, Template: q.Template, Serial: q.Serial, SubmittedFrom: q.SubmittedFrom,
+	query := ledger.Query{CA: q.CA, First: q.First, Last: q.Last, Caller: q.Requester, Template: q.Template, Serial: q.Serial, CommonName: q.CommonName, UPN: q.UPN, Hash: q.Hash, SubjectKeyID: q.SubjectKeyID, SubmittedFrom: q.SubmittedFrom,
 		SubmittedTo: q.SubmittedTo, EndFrom: q.EndFrom, EndTo: q.EndTo, Descending: q.Descending, Skip: q.Skip, Limit: q.Limit}
 	for _, d := range q.Dispositions {
 		query.Kinds = append(query.Kinds, kindsOf[d])
@@ -302,8 +375,20 @@ func (b adminBackend) Rows(ctx context.Context, q certadmin.Query) ([]*certadmin
 			query.Template = t.Name
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, viewTime)
+	defer cancel()
+	select {
+	case b.reading <- struct{}{}:
+		defer func() { <-b.reading }()
+	case <-ctx.Done():
+		return nil, hresult.New(hresult.ServerTooBusy, "others read too many requests now; try again later")
+	}
 	rows, err := b.g.Ledger.Page(ctx, query)
-	if err != nil {
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, hresult.New(hresult.ServerTooBusy, "the requests that are asked for were not found within %s", viewTime).
+			WithFix("restrict the view by the number of the request, the requester, or the common name, UPN, serial number, hash or subject key identifier of the certificate")
+	case err != nil:
 		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the requests cannot be read; try again")
 	}
 	out := make([]*certadmin.Row, len(rows))

@@ -20,20 +20,26 @@ import (
 	"github.com/enrollgate/enrollgate/templates"
 )
 
-// comBackend lets the COM interfaces of enrollment call the gateway.
-type comBackend struct{ rpcBackend }
-
 // Poll implements request.Backend.
-func (b comBackend) Poll(ctx context.Context, caller templates.Caller, requestID string) (*request.Reply, error) {
-	out, err := b.rpcBackend.Poll(ctx, caller, requestID)
-	if err != nil || out.Pending {
-		return out, err
+func (b rpcBackend) Poll(ctx context.Context, caller templates.Caller, requestID string) (*request.Reply, error) {
+	r, err := b.g.Poll(ctx, caller, requestID)
+	out, err := b.reply(ctx, r, err)
+	refusal, refused := errors.AsType[*request.Refusal](err)
+	if err != nil && !refused {
+		return nil, err
 	}
-	row, err := b.g.Ledger.Get(ctx, out.RequestID)
-	if err != nil {
-		return nil, hresult.Wrap(hresult.ServerUnavailable, err, "the request could not be looked up; try again")
+	if refused {
+		out = &request.Reply{RequestID: refusal.RequestID}
 	}
-	out.Revoked = !row.Revoked.IsZero()
+	row, failure := b.g.Ledger.Get(ctx, out.RequestID)
+	if failure != nil {
+		return nil, hresult.Wrap(hresult.ServerUnavailable, failure, "the request could not be looked up; try again")
+	}
+	if refused {
+		refusal.CA = row.CA
+		return nil, refusal
+	}
+	out.CA, out.Revoked = row.CA, !row.Revoked.IsZero()
 	return out, nil
 }
 
@@ -61,17 +67,8 @@ func (b rpcBackend) bySerial(ctx context.Context, caller templates.Caller, ca, s
 	return "", hresult.New(hresult.PropertyEmpty, "there is no certificate %q of yours", serial)
 }
 
-// PollSerial implements request.Backend.
-func (b comBackend) PollSerial(ctx context.Context, caller templates.Caller, ca, serial string) (*request.Reply, error) {
-	id, err := b.bySerial(ctx, caller, ca, serial)
-	if err != nil {
-		return nil, err
-	}
-	return b.Poll(ctx, caller, id)
-}
-
 // Exchange implements certrequest.Backend.
-func (b comBackend) Exchange(ctx context.Context, ca string) (*x509.Certificate, error) {
+func (b rpcBackend) Exchange(ctx context.Context, ca string) (*x509.Certificate, error) {
 	der, err := b.g.ExchangeCertificate(ctx, ca)
 	if err != nil {
 		return nil, err
@@ -80,7 +77,7 @@ func (b comBackend) Exchange(ctx context.Context, ca string) (*x509.Certificate,
 }
 
 // Facts implements certrequest.Backend. It asks neither the directory nor a CA: what is told of a foreign CA is as it was looked at last.
-func (b comBackend) Facts(ctx context.Context, authority string) *certrequest.CA {
+func (b rpcBackend) Facts(ctx context.Context, authority string) *certrequest.CA {
 	g := b.g
 	name := b.CA(authority)
 	if authority == "" && len(g.CAs) > 0 {
@@ -255,5 +252,5 @@ func fileVersion() string {
 
 // RequestInterfaces are the COM interfaces of enrollment, for a class of objects: certrequest.CLSID.
 func (g *Gateway) RequestInterfaces() []server.Interface {
-	return certrequest.Interfaces(comBackend{rpcBackend{g}})
+	return certrequest.Interfaces(rpcBackend{g})
 }

@@ -292,6 +292,9 @@ func (g *Gateway) housekeep(ctx context.Context) {
 		if err := g.Escrow.DestroyExpired(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("old exchange keys cannot be destroyed")
 		}
+		if err := g.Ledger.FillNames(ctx); err != nil && ctx.Err() == nil {
+			g.Log.WithError(err).Error("certificates cannot be made ready to be looked for")
+		}
 		if err := g.Cases.Expire(ctx); err != nil && ctx.Err() == nil {
 			g.Log.WithError(err).Error("recovery cases cannot be ended")
 		}

@@ -98,6 +98,7 @@ type Handshake struct {
 	ex       *exchange
 	subkey   types.EncryptionKey
 	sequence uint32 // ours, which the client has to repeat
+	ours     []byte // our AP-REP
 	session  *Session
 	over     bool
 }
@@ -161,14 +162,20 @@ func (h *Handshake) first(token []byte) ([]byte, error) {
 			etypeName(etypeID.AES256_CTS_HMAC_SHA1_96), etypeName(etypeID.AES128_CTS_HMAC_SHA1_96)).
 			WithFix("set msDS-SupportedEncryptionTypes of the gateway's account to 24")
 	}
-	apRep, err := h.apRep(key)
-	if err != nil {
+	h.ex.shrink()
+	if h.ours, err = h.apRep(key); err != nil {
 		return nil, hresult.Wrap(hresult.Unexpected, err, "the answer to the Kerberos token could not be made")
 	}
 	if !h.spnego {
-		return apRep, nil
+		return h.ours, nil
 	}
-	return negTokenResp(acceptIncomplete, h.ex.mech, apRep)
+	return negTokenResp(acceptIncomplete, h.ex.mech, h.ours)
+}
+
+// shrink forgets what the further legs do not need, as there may be many clients who do not come to them.
+func (ex *exchange) shrink() {
+	ex.apReq, ex.reply = nil, nil
+	ex.req.EncryptedAuthenticator.Cipher, ex.req.Ticket.EncPart.Cipher, ex.req.Ticket.DecryptedEncPart.AuthorizationData = nil, nil, nil
 }
 
 // apRep is the second leg: with a fresh subkey, from which all keys of the session come, and our first sequence number.
@@ -224,7 +231,9 @@ func (h *Handshake) second(token []byte) (reply []byte, err error) {
 			if err := session.checkMIC(mic, h.ex.mechs); err != nil {
 				return nil, hresult.Wrap(hresult.AccessDenied, err, "the client's mechListMIC is wrong: somebody may have changed its list of mechanisms")
 			}
-			ours = session.Sign(h.ex.mechs)
+			if ours, err = session.Sign(h.ex.mechs); err != nil {
+				return nil, hresult.Wrap(hresult.Unexpected, err, "the answer to the client's mechListMIC could not be made")
+			}
 		}
 		if reply, err = negTokenRespMIC(acceptCompleted, nil, nil, ours); err != nil {
 			return nil, hresult.Wrap(hresult.Unexpected, err, "the answer to the Kerberos token could not be made")
@@ -234,11 +243,15 @@ func (h *Handshake) second(token []byte) (reply []byte, err error) {
 	return reply, nil
 }
 
-// checkAPRep opens the third leg. Its time is not compared: Heimdal repeats ours, others do not.
+// checkAPRep opens the third leg. Its time is not compared: Heimdal repeats ours, others do not. As both are sealed with the same key
+// for the same usage, ours would answer itself: who sends it back has not proven that it knows the key.
 func (h *Handshake) checkAPRep(b []byte) error {
-	var rep messages.APRep
-	if err := rep.Unmarshal(b); err != nil {
+	var rep, ours messages.APRep
+	if err := errors.Join(rep.Unmarshal(b), ours.Unmarshal(h.ours)); err != nil {
 		return hresult.Wrap(hresult.AccessDenied, err, "the client's AP-REP is malformed")
+	}
+	if bytes.Equal(rep.EncPart.Cipher, ours.EncPart.Cipher) {
+		return hresult.New(hresult.AccessDenied, "the client's AP-REP is the one that it was sent (reflection)")
 	}
 	plain, err := crypto.DecryptEncPart(rep.EncPart, h.ex.req.Ticket.DecryptedEncPart.Key, keyusage.AP_REP_ENCPART)
 	if err != nil {

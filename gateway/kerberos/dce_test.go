@@ -80,7 +80,10 @@ func (c *dceClient) third(t testing.TB, reply []byte, change func(*messages.EncA
 	if c.bare {
 		return token
 	}
-	mic := c.protection(t, 0).Sign(c.mechs)
+	mic, err := c.protection(t, 0).Sign(c.mechs)
+	if err != nil {
+		t.Fatal(err)
+	}
 	mic[2] = withSubkey
 	mic = append(mic[:tokenHeader:tokenHeader], hmacOf(c.protection(t, 0).ours.sign, c.mechs, mic[:tokenHeader])...)
 	token, err = negTokenRespMIC(acceptIncomplete, nil, token, mic)
@@ -163,6 +166,9 @@ func TestThreeLegsMakeASession(t *testing.T) {
 			if err := s.Seal(make([]byte, SealLength), nil, nil, nil); !errors.Is(err, errClosed) {
 				t.Error(err)
 			}
+			if token, err := s.Sign([]byte("x")); !errors.Is(err, errClosed) || token != nil {
+				t.Errorf("signed with keys that are gone: %x, %v", token, err)
+			}
 		})
 	}
 }
@@ -222,6 +228,22 @@ func TestATokenIsGoodOnceAndForOneProtocol(t *testing.T) {
 	}
 }
 
+// TestAHalfFinishedHandshakeKeepsNoTicket: there may be many, of clients who do not go on.
+func TestAHalfFinishedHandshakeKeepsNoTicket(t *testing.T) {
+	_, token := newDCEClient(t, forged{})
+	h := testAcceptor(t, nil).ForRPC().Handshake(true)
+	if _, err := h.Step(t.Context(), token); err != nil {
+		t.Fatal(err)
+	}
+	req := &h.ex.req
+	if kept := len(h.ex.apReq) + len(req.EncryptedAuthenticator.Cipher) + len(req.Ticket.EncPart.Cipher) + len(req.Ticket.DecryptedEncPart.AuthorizationData); kept != 0 {
+		t.Errorf("%d octets are kept", kept)
+	}
+	if client, service := h.Claims(); client != "lzhu@NTDEV.TEST" || service == "" {
+		t.Errorf("%q, %q", client, service)
+	}
+}
+
 func TestTheThirdLegMustAnswerTheSecond(t *testing.T) {
 	r := testAcceptor(t, nil).ForRPC()
 	for name, change := range map[string]func(*messages.EncAPRepPart){
@@ -236,6 +258,18 @@ func TestTheThirdLegMustAnswerTheSecond(t *testing.T) {
 		}
 		if _, err := h.Step(t.Context(), c.third(t, reply, change)); err == nil || h.Session() != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// The second leg itself, which an eavesdropper can send who has taken the client's token away.
+	for _, bare := range []bool{true, false} {
+		_, token := newDCEClient(t, forged{bare: bare})
+		h := r.Handshake(!bare)
+		reply, err := h.Step(t.Context(), token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Step(t.Context(), reply); err == nil || !strings.Contains(err.Error(), "reflection") || h.Session() != nil {
+			t.Errorf("the second leg comes back (bare: %t): %v", bare, err)
 		}
 	}
 	// A changed list of mechanisms.

@@ -192,11 +192,14 @@ func (s *Session) Unseal(token, before, data, after []byte) error {
 }
 
 // Sign returns the MIC token of a message.
-func (s *Session) Sign(parts ...[]byte) []byte {
+func (s *Session) Sign(parts ...[]byte) ([]byte, error) {
+	if s.ours.block == nil {
+		return nil, errClosed
+	}
 	token := make([]byte, tokenHeader, SignLength)
 	putTokenHeader(token, micToken, byAcceptor|withSubkey, s.send)
 	s.send++
-	return append(token, hmacOf(s.ours.sign, append(parts, token)...)...)
+	return append(token, hmacOf(s.ours.sign, append(parts, token)...)...), nil
 }
 
 // Verify checks a MIC token, and that the message is the next one.

@@ -8,14 +8,9 @@ import (
 	"time"
 
 	"github.com/jcmturner/gofork/encoding/asn1"
-	"github.com/jcmturner/gokrb5/v8/asn1tools"
-	"github.com/jcmturner/gokrb5/v8/crypto"
 	"github.com/jcmturner/gokrb5/v8/iana"
-	"github.com/jcmturner/gokrb5/v8/iana/asnAppTag"
 	"github.com/jcmturner/gokrb5/v8/iana/chksumtype"
 	"github.com/jcmturner/gokrb5/v8/iana/flags"
-	"github.com/jcmturner/gokrb5/v8/iana/keyusage"
-	"github.com/jcmturner/gokrb5/v8/iana/msgtype"
 	"github.com/jcmturner/gokrb5/v8/messages"
 	"github.com/jcmturner/gokrb5/v8/types"
 
@@ -246,16 +241,7 @@ func (ex *exchange) apRep() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the AP-REP: %w", err)
 	}
-	b = asn1tools.AddASNAppTag(b, asnAppTag.EncAPRepPart)
-	sealed, err := crypto.GetEncryptedData(b, ex.req.Ticket.DecryptedEncPart.Key, keyusage.AP_REP_ENCPART, 0)
-	if err != nil {
-		return nil, fmt.Errorf("encrypting the AP-REP: %w", err)
-	}
-	b, err = asn1.Marshal(messages.APRep{PVNO: iana.PVNO, MsgType: msgtype.KRB_AP_REP, EncPart: sealed})
-	if err != nil {
-		return nil, fmt.Errorf("encoding the AP-REP: %w", err)
-	}
-	return asn1tools.AddASNAppTag(b, asnAppTag.APREP), nil
+	return sealAPRep(b, ex.req.Ticket.DecryptedEncPart.Key)
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -218,8 +218,8 @@ func (l *Ledger) Finish(ctx context.Context, id int64, actor string, r Result) e
 			keyID = sum[:]
 		}
 		err := move(tx, id, now, []State{Open, Approved, Waiting}, r.State,
-			"hresult = ?, message = ?, serial = ?, certificate = ?, not_after = ?, key_id = ?, claimed = 0, doubt = '', trouble = ''",
-			int64(r.HResult), r.Message, serial, der, notAfter, keyID)
+			"hresult = ?, message = ?, serial = ?, certificate = ?, not_after = ?, key_id = ?, claimed = 0, doubt = '', trouble = '', "+setNames,
+			append([]any{int64(r.HResult), r.Message, serial, der, notAfter, keyID}, namesOf(der)...)...)
 		if err != nil {
 			return err
 		}

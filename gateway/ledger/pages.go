@@ -81,6 +81,10 @@ type Query struct {
 	Caller      security.SID
 	Template    string
 	Serial      string // hexadecimal
+	// Of issued certificates, in any case of letters:
+	CommonName, UPN string
+	Hash            string // SHA-1 of the certificate, hexadecimal
+	SubjectKeyID    string // hexadecimal
 	// Times are inclusive; the zero time is none.
 	SubmittedFrom, SubmittedTo time.Time
 	EndFrom, EndTo             time.Time // of the certificate's validity
@@ -92,7 +96,13 @@ type Query struct {
 
 // Page returns requests by number.
 func (l *Ledger) Page(ctx context.Context, q Query) ([]*Row, error) {
-	conditions, args := []string{"ca = ?", "id >= ?"}, []any{q.CA, q.First}
+	conditions, args := q.named()
+	if len(conditions) > 0 {
+		if err := l.FillNames(ctx); err != nil {
+			return nil, err
+		}
+	}
+	conditions, args = append(conditions, "ca = ?", "id >= ?"), append(args, q.CA, q.First)
 	add := func(when bool, condition string, arg any) {
 		if when {
 			conditions, args = append(conditions, condition), append(args, arg)

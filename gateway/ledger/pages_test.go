@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"crypto/x509"
 	"slices"
 	"testing"
 	"time"
@@ -10,10 +11,9 @@ import (
 	"github.com/enrollgate/enrollgate/test/testpki"
 )
 
-func TestPagesHaveWhatIsAskedFor(t *testing.T) {
-	l := ledger.New(testpki.DB(t), time.Now)
-	end := time.Now().AddDate(0, 0, 9).Truncate(time.Second)
-	_, cert := testpki.Agent(t, "x", time.Now(), end)
+// oneOfEach records a request of each kind.
+func oneOfEach(t *testing.T, l *ledger.Ledger, cert *x509.Certificate) (open, pending, issued, failed, denied, revoked int64) {
+	t.Helper()
 	finish := func(id int64, r ledger.Result) int64 {
 		t.Helper()
 		if err := l.Finish(background, id, "test", r); err != nil {
@@ -21,14 +21,22 @@ func TestPagesHaveWhatIsAskedFor(t *testing.T) {
 		}
 		return id
 	}
-	open, pending := begin(t, l, ledger.Open), begin(t, l, ledger.Pending)
-	issued := finish(begin(t, l, ledger.Open), ledger.Result{State: ledger.Issued, Certificate: cert})
-	failed := finish(begin(t, l, ledger.Open), ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Certificate: cert})
-	denied := begin(t, l, ledger.Denied)
-	revoked := finish(begin(t, l, ledger.Open), ledger.Result{State: ledger.Issued, Certificate: cert})
+	open, pending = begin(t, l, ledger.Open), begin(t, l, ledger.Pending)
+	issued = finish(begin(t, l, ledger.Open), ledger.Result{State: ledger.Issued, Certificate: cert})
+	failed = finish(begin(t, l, ledger.Open), ledger.Result{State: ledger.Failed, HResult: hresult.Unexpected, Certificate: cert})
+	denied = begin(t, l, ledger.Denied)
+	revoked = finish(begin(t, l, ledger.Open), ledger.Result{State: ledger.Issued, Certificate: cert})
 	if err := l.Revoked(background, revoked, "test", 1, ""); err != nil {
 		t.Fatal(err)
 	}
+	return open, pending, issued, failed, denied, revoked
+}
+
+func TestPagesHaveWhatIsAskedFor(t *testing.T) {
+	l := ledger.New(testpki.DB(t), time.Now)
+	end := time.Now().AddDate(0, 0, 9).Truncate(time.Second)
+	_, cert := testpki.Agent(t, "x", time.Now(), end)
+	open, pending, issued, failed, denied, revoked := oneOfEach(t, l, cert)
 	all := []int64{open, pending, issued, failed, denied, revoked}
 	if last, err := l.LastID(background); err != nil || last != revoked {
 		t.Error(last, err)

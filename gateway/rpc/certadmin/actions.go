@@ -8,6 +8,7 @@ import (
 	icertadmind "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra/icertadmind/v0"
 	icertadmind2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra/icertadmind2/v0"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
@@ -20,7 +21,7 @@ func (a *Admin) resubmitRequest(ctx context.Context, call *server.Call, in *icer
 	if err == nil {
 		out.Disposition, err = a.backend.Approve(ctx, *call.Caller, ca, int64(in.RequestID))
 	}
-	if out.Return = failed(call, err); err == nil && out.Disposition > 0xff {
+	if out.Return = request.Failed(call, err); err == nil && out.Disposition > 0xff {
 		call.Result(hresult.Code(out.Disposition).Name())
 	}
 	return out, nil
@@ -33,7 +34,7 @@ func (a *Admin) denyRequest(ctx context.Context, call *server.Call, in *icertadm
 	if err == nil {
 		err = a.backend.Deny(ctx, *call.Caller, ca, int64(in.RequestID))
 	}
-	return &icertadmind.DenyRequestResponse{Return: failed(call, err)}, nil
+	return &icertadmind.DenyRequestResponse{Return: request.Failed(call, err)}, nil
 }
 
 // Dispositions of IsValidCertificate ([MS-CSRA] 3.1.4.1.5).
@@ -52,14 +53,18 @@ func (a *Admin) isValidCertificate(ctx context.Context, call *server.Call, in *i
 	out := &icertadmind.IsValidCertificateResponse{Disposition: certUnknown}
 	if err == nil {
 		var rows []*Row
-		rows, err = a.backend.Rows(ctx, Query{CA: ca, Serial: serial, Limit: 1})
-		if len(rows) > 0 && rows[0].Disposition == Issued {
+		rows, err = a.backend.Rows(ctx, Query{CA: ca, Serial: serial, Dispositions: []Disposition{Issued, Revoked}, Limit: 2})
+		switch {
+		case len(rows) == 0:
+		case len(rows) > 1 && rows[0].Disposition != rows[1].Disposition: // of two CAs that sign for this one
+			err = hresult.New(hresult.InvalidArg, "one certificate with the serial number %s is valid, and another is revoked", serial)
+		case rows[0].Disposition == Issued:
 			out.Disposition = certValid
-		} else if len(rows) > 0 && rows[0].Disposition == Revoked {
+		default:
 			out.Disposition = certRevoked
 		}
 	}
-	out.Return = failed(call, err)
+	out.Return = request.Failed(call, err)
 	return out, nil
 }
 
@@ -101,7 +106,7 @@ func (a *Admin) revokeCertificate(ctx context.Context, call *server.Call, in *ic
 	default:
 		err = a.backend.Revoke(ctx, *call.Caller, ca, serial, int(in.Reason))
 	}
-	return &icertadmind.RevokeCertificateResponse{Return: failed(call, err)}, nil
+	return &icertadmind.RevokeCertificateResponse{Return: request.Failed(call, err)}, nil
 }
 
 // getArchivedKey is [MS-CSRA] 3.1.4.2.9.
@@ -112,7 +117,7 @@ func (a *Admin) getArchivedKey(ctx context.Context, call *server.Call, in *icert
 	if err == nil {
 		key, err = a.backend.ArchivedKey(ctx, *call.Caller, ca, int64(in.RequestID))
 	}
-	return &icertadmind2.GetArchivedKeyResponse{ArchivedKey: blob(key), Return: failed(call, err)}, nil
+	return &icertadmind2.GetArchivedKeyResponse{ArchivedKey: blob(key), Return: request.Failed(call, err)}, nil
 }
 
 const (
@@ -130,7 +135,7 @@ func (a *Admin) getCRL(ctx context.Context, call *server.Call, in *icertadmind.G
 	if err == nil && len(crl) == 0 {
 		err = hresult.New(hresult.FileNotFound, "the CA has no revocation list here")
 	}
-	return &icertadmind.GetCRLResponse{CRL: blob(crl), Return: failed(call, err)}, nil
+	return &icertadmind.GetCRLResponse{CRL: blob(crl), Return: request.Failed(call, err)}, nil
 }
 
 // getCAProperty is [MS-CSRA] 3.1.4.2.2.
@@ -141,13 +146,13 @@ func (a *Admin) getCAProperty(ctx context.Context, call *server.Call, in *icerta
 		value, err = a.backend.Property(ctx, ca, in.PropertyID, in.PropertyIndex, in.PropertyType)
 	}
 	call.Log("property", in.PropertyID)
-	return &icertadmind2.GetCAPropertyResponse{PropertyValue: blob(value), Return: failed(call, err)}, nil
+	return &icertadmind2.GetCAPropertyResponse{PropertyValue: blob(value), Return: request.Failed(call, err)}, nil
 }
 
 // getCAPropertyInfo is [MS-CSRA] 3.1.4.2.4.
 func (a *Admin) getCAPropertyInfo(ctx context.Context, call *server.Call, in *icertadmind2.GetCAPropertyInfoRequest) (*icertadmind2.GetCAPropertyInfoResponse, error) {
 	if _, err := a.manager(ctx, call, in.Authority); err != nil {
-		return &icertadmind2.GetCAPropertyInfoResponse{PropertyInfo: blob(nil), Return: failed(call, err)}, nil
+		return &icertadmind2.GetCAPropertyInfoResponse{PropertyInfo: blob(nil), Return: request.Failed(call, err)}, nil
 	}
 	count, table := a.backend.PropertyInfo()
 	return &icertadmind2.GetCAPropertyInfoResponse{PropertyCount: count, PropertyInfo: blob(table)}, nil

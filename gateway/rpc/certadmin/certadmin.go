@@ -8,6 +8,7 @@ package certadmin
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	csra "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -34,7 +36,7 @@ var (
 type Backend interface {
 	// CA finds a CA by the name that clients call it, "" for the first one; "" where there is none.
 	CA(authority string) string
-	// Manager tells whether the caller is a certificate manager, by the groups in his ticket.
+	// Manager tells whether the caller is a certificate manager, by the groups in his ticket and by the directory.
 	Manager(ctx context.Context, caller templates.Caller) (bool, error)
 	// Approve approves a pending request and returns its disposition, one of ICertRequestD's, or the HRESULT of the refusal.
 	Approve(ctx context.Context, caller templates.Caller, ca string, request int64) (disposition uint32, err error)
@@ -56,11 +58,10 @@ type Backend interface {
 
 // Limits of parameters: [MS-CSRA] names none.
 const (
-	maxAuthority = 1536
-	maxSerial    = 64
-	maxName      = 512
-	maxValue     = 4 << 10
-	maxStub      = 64 << 10
+	maxSerial = 64
+	maxName   = 512
+	maxValue  = 4 << 10
+	maxStub   = 64 << 10
 )
 
 // New returns the interfaces' methods. now is time.Now where it is nil.
@@ -79,22 +80,11 @@ type Admin struct {
 
 // Interfaces are ICertAdminD and ICertAdminD2 as a server has them.
 func (a *Admin) Interfaces() []server.Interface {
-	one, names := a.methods(), map[uint16]string{}
-	for operation, name := range names1 {
-		names[operation] = name
-	}
-	two, both := a.methods2(), map[uint16]string{}
-	for operation, h := range one {
-		two[operation] = h
-	}
-	for operation, name := range names1 {
-		both[operation] = name
-	}
-	for operation, name := range names2 {
-		both[operation] = name
-	}
+	one, two, both := a.methods(), a.methods2(), maps.Clone(names2)
+	maps.Copy(two, one)
+	maps.Copy(both, names1)
 	return []server.Interface{
-		{Name: "ICertAdminD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: names, Handle: server.Operations(one)},
+		{Name: "ICertAdminD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: names1, Handle: server.Operations(one)},
 		{Name: "ICertAdminD2", Syntax: Syntax2, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: both, Handle: server.Operations(two)},
 	}
 }
@@ -111,7 +101,7 @@ var (
 )
 
 func (a *Admin) methods() map[uint16]server.Handler {
-	authority := orpc.String(maxAuthority)
+	authority := orpc.String(request.MaxAuthority)
 	out := map[uint16]server.Handler{
 		5:  orpc.Handler(orpc.Layout{authority, orpc.Long}, a.resubmitRequest),
 		6:  orpc.Handler(orpc.Layout{authority, orpc.Long}, a.denyRequest),
@@ -132,7 +122,7 @@ func (a *Admin) methods() map[uint16]server.Handler {
 }
 
 func (a *Admin) methods2() map[uint16]server.Handler {
-	authority := orpc.String(maxAuthority)
+	authority := orpc.String(request.MaxAuthority)
 	out := map[uint16]server.Handler{
 		32: orpc.Handler(orpc.Layout{authority, orpc.Long, orpc.Long, orpc.Long}, a.getCAProperty),
 		34: orpc.Handler(orpc.Layout{authority}, a.getCAPropertyInfo),
@@ -155,8 +145,8 @@ const (
 
 // private refuses calls that others could have read, and finds the CA.
 func (a *Admin) private(call *server.Call, authority string) (string, error) {
-	if call.Caller == nil || call.Level < pdu.LevelPrivacy {
-		return "", hresult.New(hresult.AccessDenied, "the call is not protected by packet privacy").WithFix("let the client ask for RPC_C_AUTHN_LEVEL_PKT_PRIVACY")
+	if err := request.Private(call); err != nil {
+		return "", err
 	}
 	ca := a.backend.CA(authority)
 	if ca == "" {
@@ -171,34 +161,21 @@ func (a *Admin) manager(ctx context.Context, call *server.Call, authority string
 	if err != nil {
 		return "", err
 	}
+	return ca, a.onlyManagers(ctx, call)
+}
+
+func (a *Admin) onlyManagers(ctx context.Context, call *server.Call) error {
 	is, err := a.backend.Manager(ctx, *call.Caller)
-	if err != nil {
-		return "", err
+	if err == nil && !is {
+		err = NotManager(call.Caller.Principal)
 	}
-	if !is {
-		return "", NotManager(call.Caller.Principal)
-	}
-	return ca, nil
+	return err
 }
 
 // NotManager is the refusal of somebody who is no certificate manager.
 func NotManager(principal string) *hresult.Error {
 	return hresult.New(hresult.AccessDenied, "%s is no certificate manager", principal).
 		WithFix("name the account, or a group that it is in, under certificate_managers in the gateway's configuration")
-}
-
-// failed notes why a method did not succeed, and is its result.
-func failed(call *server.Call, err error) int32 {
-	if err == nil {
-		return 0
-	}
-	e := hresult.From(err)
-	call.Result(e.Code.Name())
-	call.Log("text", e.Text)
-	if e.Cause != nil {
-		call.Log("cause", e.Cause.Error())
-	}
-	return e.Code.Int32()
 }
 
 func blob(value []byte) *csra.CertTransportBlob {
@@ -208,13 +185,13 @@ func blob(value []byte) *csra.CertTransportBlob {
 // ping is [MS-CSRA] 3.1.4.1.16.
 func (a *Admin) ping(ctx context.Context, call *server.Call, in *icertadmind.PingRequest) (*icertadmind.PingResponse, error) {
 	_, err := a.manager(ctx, call, in.Authority)
-	return &icertadmind.PingResponse{Return: failed(call, err)}, nil
+	return &icertadmind.PingResponse{Return: request.Failed(call, err)}, nil
 }
 
 // ping2 is [MS-CSRA] 3.1.4.2.8.
 func (a *Admin) ping2(ctx context.Context, call *server.Call, in *icertadmind2.Ping2Request) (*icertadmind2.Ping2Response, error) {
 	_, err := a.manager(ctx, call, in.Authority)
-	return &icertadmind2.Ping2Response{Return: failed(call, err)}, nil
+	return &icertadmind2.Ping2Response{Return: request.Failed(call, err)}, nil
 }
 
 // getServerState is [MS-CSRA] 3.1.4.1.17: whether the caller may read.
@@ -227,7 +204,7 @@ func (a *Admin) getServerState(ctx context.Context, call *server.Call, in *icert
 			out.State = 1
 		}
 	}
-	out.Return = failed(call, err)
+	out.Return = request.Failed(call, err)
 	return out, nil
 }
 
@@ -244,6 +221,6 @@ func (a *Admin) getMyRoles(ctx context.Context, call *server.Call, in *icertadmi
 			out.Roles |= roleOfficer | roleRead
 		}
 	}
-	out.Return = failed(call, err)
+	out.Return = request.Failed(call, err)
 	return out, nil
 }

@@ -29,6 +29,7 @@ import (
 // backend has some requests, and managers by name.
 type backend struct {
 	rows  []*Row
+	last  int64 // 0: of rows
 	asked []Query
 	calls int
 }
@@ -80,7 +81,7 @@ func (b *backend) Rows(_ context.Context, q Query) (out []*Row, err error) {
 	return out[:min(q.Limit, len(out))], nil
 }
 
-func (b *backend) Last(context.Context) (int64, error) { return int64(len(b.rows)), nil }
+func (b *backend) Last(context.Context) (int64, error) { return max(b.last, int64(len(b.rows))), nil }
 
 func (b *backend) Account(_ context.Context, name string) (Account, error) {
 	if name == "nobody" {
@@ -167,6 +168,46 @@ func TestAViewOfNothingEndsAtOnce(t *testing.T) {
 	}
 }
 
+func TestNoRequestHasTheNumberOfAnother(t *testing.T) {
+	b := filled(3)
+	b.last = 1<<32 + 2
+	b.rows = append(b.rows, &Row{ID: b.last}) // in 32 bits: 2
+	_, rows, err := New(b, nil).open(t.Context(), callOf("manager", 1), openOf([]uint32{colRequestID}))
+	if got, total := numbers(rows); err != nil || !slices.Equal(got, []uint32{1, 2, 3}) || total != 3 {
+		t.Errorf("%v of %d, %v", got, total, err)
+	}
+}
+
+func TestWhatACertificateIsLookedForBy(t *testing.T) {
+	hash := strings.Repeat("ab ", 20)
+	for name, c := range map[string]struct {
+		list []*csra.CertViewRestriction
+		want Query
+	}{
+		"common name": {[]*csra.CertViewRestriction{{ColumnIndex: colCommonName, SeekOperator: opEqual, Value: request.EncodeText("Alice")}}, Query{CommonName: "Alice"}},
+		"UPN":         {[]*csra.CertViewRestriction{{ColumnIndex: colUPN, SeekOperator: opEqual, Value: request.EncodeText("alice@lab.test")}}, Query{UPN: "alice@lab.test"}},
+		"hash":        {[]*csra.CertViewRestriction{{ColumnIndex: colHash, SeekOperator: opEqual, Value: request.EncodeText(strings.ToUpper(hash))}}, Query{Hash: strings.ReplaceAll(hash, " ", "")}},
+		"key":         {[]*csra.CertViewRestriction{{ColumnIndex: colKeyID, SeekOperator: opEqual, Value: request.EncodeText("01 AB")}}, Query{SubjectKeyID: "01ab"}},
+	} {
+		b := filled(3)
+		_, _, err := New(b, nil).open(t.Context(), callOf("manager", 1), openOf(nil, c.list...))
+		if err != nil || len(b.asked) != 1 {
+			t.Fatalf("%s: %v, %v", name, b.asked, err)
+		}
+		if got := b.asked[0]; got.CommonName != c.want.CommonName || got.UPN != c.want.UPN || got.Hash != c.want.Hash || got.SubjectKeyID != c.want.SubjectKeyID || got.Nobody {
+			t.Errorf("%s: %+v", name, got)
+		}
+		again := *c.list[0]
+		if again.Value = request.EncodeText("0" + hash[1:]); c.list[0].ColumnIndex != colHash && c.list[0].ColumnIndex != colKeyID {
+			again.Value = request.EncodeText("bob")
+		}
+		b.asked = nil
+		if _, rows, err := New(b, nil).open(t.Context(), callOf("manager", 1), openOf(nil, c.list[0], &again)); err != nil || len(b.asked) != 0 || len(rows) != 12 {
+			t.Errorf("%s: two at once: %d octets, %v", name, len(rows), err)
+		}
+	}
+}
+
 func TestRestrictionsThatCannotBeKeptAreRefused(t *testing.T) {
 	a := New(filled(1), nil)
 	word := request.EncodeText("x")
@@ -181,6 +222,10 @@ func TestRestrictionsThatCannotBeKeptAreRefused(t *testing.T) {
 		"a text that is less":    {{ColumnIndex: colRequester, SeekOperator: opLess, Value: word}},
 		"an operator":            {{ColumnIndex: colRequestID, SeekOperator: 3, Value: []byte{1, 0, 0, 0}}},
 		"a date's operator":      {{ColumnIndex: colNotAfter, SeekOperator: 3, Value: make([]byte, 8)}},
+		"a hash":                 {{ColumnIndex: colHash, SeekOperator: opEqual, Value: request.EncodeText(strings.Repeat("ab", 19))}},
+		"no key identifier":      {{ColumnIndex: colKeyID, SeekOperator: opEqual, Value: word}},
+		"a text in place of it":  {{ColumnIndex: colHash, SeekOperator: opEqual, Value: word}},
+		"a name that is more":    {{ColumnIndex: colUPN, SeekOperator: opGreater, Value: word}},
 		"a serial number":        {{ColumnIndex: colSerial, SeekOperator: opEqual, Value: word}},
 		"an order":               {{ColumnIndex: colSubmitted, SortOrder: 1}},
 		"two orders":             {{ColumnIndex: colRequestID, SortOrder: 1}, {ColumnIndex: colRequestID, SortOrder: 2}},

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"strings"
+
+	"github.com/enrollgate/enrollgate/templates"
 )
 
 // none is the value of columns that are there for programs that look them up, and always null.
@@ -48,7 +50,7 @@ var columns = []column{
 	{0x1022, "Request.EMail", "Request Email Address", columnString, maxDN, asked("1.2.840.113549.1.9.1")},
 	{colCertID, "RequestID", "Issued Request ID", columnLong | columnIndex, 4, rowID},
 	{0x2001, "RawCertificate", "Binary Certificate", columnBinary, maxRaw, func(r *Row, _ *x509.Certificate) []byte { return r.Certificate }},
-	{0x2002, "CertificateHash", "Certificate Hash", columnString, maxWord, func(_ *Row, c *x509.Certificate) []byte {
+	{colHash, "CertificateHash", "Certificate Hash", columnString | columnIndex, maxWord, func(_ *Row, c *x509.Certificate) []byte {
 		if c == nil {
 			return nil
 		}
@@ -67,19 +69,19 @@ var columns = []column{
 	{0x2007, "IssuerNameID", "Issuer Name ID", columnLong, 4, none},
 	{0x2008, "NotBefore", "Certificate Effective Date", columnDate, 8, issued(func(c *x509.Certificate) []byte { return date(c.NotBefore) })},
 	{colNotAfter, "NotAfter", "Certificate Expiration Date", columnDate | columnIndex, 8, issued(func(c *x509.Certificate) []byte { return date(c.NotAfter) })},
-	{0x200a, "SubjectKeyIdentifier", "Issued Subject Key Identifier", columnString, maxWord, issued(func(c *x509.Certificate) []byte { return text(hex.EncodeToString(c.SubjectKeyId)) })},
+	{colKeyID, "SubjectKeyIdentifier", "Issued Subject Key Identifier", columnString | columnIndex, maxWord, issued(func(c *x509.Certificate) []byte { return text(hex.EncodeToString(c.SubjectKeyId)) })},
 	{0x200b, "RawPublicKey", "Binary Public Key", columnBinary, maxRaw, none},
 	{0x200c, "PublicKeyLength", "Public Key Length", columnLong, 4, none},
 	{0x200d, "PublicKeyAlgorithm", "Public Key Algorithm", columnString, maxWord, none},
 	{0x200e, "RawPublicKeyAlgorithmParameters", "Public Key Algorithm Parameters", columnBinary, maxRaw, none},
 	{0x200f, "PublishExpiredCertInCRL", "Publish Expired Certificate in CRL", columnLong, 4, none},
-	{0x2010, "UPN", "User Principal Name", columnString, maxDN, none},
+	{colUPN, "UPN", "User Principal Name", columnString | columnIndex, maxDN, issued(func(c *x509.Certificate) []byte { return text(templates.UserPrincipalName(c)) })},
 	{0x2011, "DistinguishedName", "Issued Distinguished Name", columnString, maxDN, issued(func(c *x509.Certificate) []byte { return distinguished(c.RawSubject) })},
 	{0x2012, "RawName", "Issued Binary Name", columnBinary, maxDN, issued(func(c *x509.Certificate) []byte { return c.RawSubject })},
 	{0x2013, "Country", "Issued Country/Region", columnString, maxDN, named("2.5.4.6")},
 	{0x2014, "Organization", "Issued Organization", columnString, maxDN, named("2.5.4.10")},
 	{0x2015, "OrgUnit", "Issued Organization Unit", columnString, maxDN, named("2.5.4.11")},
-	{0x2016, "CommonName", "Issued Common Name", columnString, maxDN, named("2.5.4.3")},
+	{colCommonName, "CommonName", "Issued Common Name", columnString | columnIndex, maxDN, named("2.5.4.3")},
 	{0x2017, "Locality", "Issued City", columnString, maxDN, named("2.5.4.7")},
 	{0x2018, "State", "Issued State", columnString, maxDN, named("2.5.4.8")},
 	{0x2019, "Title", "Issued Title", columnString, maxDN, named("2.5.4.12")},

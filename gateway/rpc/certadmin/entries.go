@@ -9,6 +9,7 @@ import (
 	icertadmind2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra/icertadmind2/v0"
 	"github.com/oiweiwei/go-msrpc/msrpc/dcom/oaut"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
@@ -47,7 +48,7 @@ func (a *Admin) getConfigEntry(ctx context.Context, call *server.Call, in *icert
 			value = v
 		}
 	}
-	return &icertadmind2.GetConfigEntryResponse{Variant: value, Return: failed(call, err)}, nil
+	return &icertadmind2.GetConfigEntryResponse{Variant: value, Return: request.Failed(call, err)}, nil
 }
 
 func (a *Admin) entry(ctx context.Context, ca, node, name string) (*oaut.Variant, error) {

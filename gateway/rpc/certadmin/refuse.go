@@ -8,6 +8,7 @@ import (
 	icertadmind2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra/icertadmind2/v0"
 	"github.com/oiweiwei/go-msrpc/ndr"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 )
@@ -16,11 +17,14 @@ import (
 // HRESULT: E_NOTIMPL for certificate managers, who are told by it that the way is another, and E_ACCESSDENIED for others.
 func (a *Admin) refusal(answer func(result int32) ndr.Marshaler) server.Handler {
 	return func(ctx context.Context, call *server.Call, _ []byte) ([]byte, error) {
-		_, err := a.manager(ctx, call, "")
+		err := request.Private(call)
+		if err == nil {
+			err = a.onlyManagers(ctx, call)
+		}
 		if err == nil {
 			err = hresult.New(hresult.NotImplemented, "%s is not served: what it does is done on the gateway itself", call.Interface.Operations[call.Operation])
 		}
-		out, failure := ndr.Marshal(answer(failed(call, err)))
+		out, failure := ndr.Marshal(answer(request.Failed(call, err)))
 		if failure != nil {
 			return nil, fmt.Errorf("encode the response: %w", failure)
 		}

@@ -2,7 +2,9 @@ package certadmin
 
 import (
 	"context"
+	"crypto/sha1" //nolint:gosec // what CertificateHash is
 	"encoding/binary"
+	"encoding/hex"
 	"slices"
 	"strings"
 	"time"
@@ -74,7 +76,7 @@ func (a *Admin) restrictBy(ctx context.Context, q *Query, c *column, r *csra.Cer
 			return err
 		}
 		return q.byDate(c, r.SeekOperator, v)
-	case colRequester, colCaller, colTemplate, colSerial:
+	case colRequester, colCaller, colTemplate, colSerial, colCommonName, colUPN, colHash, colKeyID:
 		v, err := textOf(c, r.Value)
 		if err != nil {
 			return err
@@ -84,7 +86,7 @@ func (a *Admin) restrictBy(ctx context.Context, q *Query, c *column, r *csra.Cer
 		}
 		return a.byText(ctx, q, c, v)
 	}
-	return hresult.New(hresult.InvalidArg, "views are not restricted by the column %s: by number, disposition, requester, template, serial number, submission and expiration date they are", c.name)
+	return hresult.New(hresult.InvalidArg, "views are not restricted by the column %s: by number, disposition, requester, template, submission and expiration date they are, and by the common name, UPN, serial number, hash and subject key identifier of the certificate", c.name)
 }
 
 func (q *Query) byNumber(c *column, operator int32, v int64) error {
@@ -172,7 +174,10 @@ func (q *Query) byDate(c *column, operator int32, v time.Time) error {
 }
 
 func (a *Admin) byText(ctx context.Context, q *Query, c *column, v string) error {
-	differs := func(was, is string) bool { return was != "" && !strings.EqualFold(was, is) }
+	only := func(field *string, value string) {
+		q.Nobody = q.Nobody || *field != "" && !strings.EqualFold(*field, value)
+		*field = value
+	}
 	switch c.id {
 	case colRequester, colCaller:
 		account, err := a.backend.Account(ctx, v)
@@ -183,18 +188,29 @@ func (a *Admin) byText(ctx context.Context, q *Query, c *column, v string) error
 		if err != nil {
 			return err
 		}
-		q.Nobody = q.Nobody || differs(string(q.Requester), string(account.SID))
-		q.Requester = account.SID
+		only((*string)(&q.Requester), string(account.SID))
 	case colTemplate:
-		q.Nobody = q.Nobody || differs(q.Template, v)
-		q.Template = v
+		only(&q.Template, v)
+	case colCommonName: // of several, which are shown as lines, the last one names the subject itself
+		only(&q.CommonName, v[strings.LastIndexByte(v, '\n')+1:])
+	case colUPN:
+		only(&q.UPN, v)
+	case colHash, colKeyID:
+		octets, err := hex.DecodeString(strings.ReplaceAll(v, " ", "")) // programs write them with and without blanks between
+		if err != nil || c.id == colHash && len(octets) != sha1.Size {
+			return hresult.New(hresult.InvalidArg, "%q is no %s in hexadecimal", v, c.name)
+		}
+		field := &q.Hash
+		if c.id == colKeyID {
+			field = &q.SubjectKeyID
+		}
+		only(field, hex.EncodeToString(octets))
 	case colSerial:
 		serial, err := serialOf(v)
 		if err != nil {
 			return err
 		}
-		q.Nobody = q.Nobody || differs(q.Serial, serial)
-		q.Serial = serial
+		only(&q.Serial, serial)
 	}
 	return nil
 }

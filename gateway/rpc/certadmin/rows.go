@@ -59,7 +59,11 @@ type Query struct {
 	Requester    security.SID
 	Template     string
 	Serial       string
-	Nobody       bool // there are none
+	CommonName   string // of issued certificates, as are these
+	UPN          string
+	Hash         string // hexadecimal
+	SubjectKeyID string // likewise
+	Nobody       bool   // there are none
 
 	SubmittedFrom, SubmittedTo time.Time
 	EndFrom, EndTo             time.Time
@@ -96,9 +100,13 @@ const (
 	colRequester   = 0x1010
 	colCaller      = 0x1011
 	colCertID      = 0x2000
+	colHash        = 0x2002
 	colTemplate    = 0x2003
 	colSerial      = 0x2006
 	colNotAfter    = 0x2009
+	colKeyID       = 0x200a
+	colUPN         = 0x2010
+	colCommonName  = 0x2016
 )
 
 const (

@@ -18,13 +18,13 @@ import (
 // enumViewColumn is [MS-CSRA] 3.1.4.1.9.
 func (a *Admin) enumViewColumn(ctx context.Context, call *server.Call, in *icertadmind.EnumViewColumnRequest) (*icertadmind.EnumViewColumnResponse, error) {
 	n, table, err := a.schema(ctx, call, in.Authority, 0, in.Column, in.ColumnCount)
-	return &icertadmind.EnumViewColumnResponse{ColumnOutCount: n, ColumnInfo: blob(table), Return: failed(call, err)}, nil
+	return &icertadmind.EnumViewColumnResponse{ColumnOutCount: n, ColumnInfo: blob(table), Return: request.Failed(call, err)}, nil
 }
 
 // enumViewColumnTable is [MS-CSRA] 3.1.4.2.5.
 func (a *Admin) enumViewColumnTable(ctx context.Context, call *server.Call, in *icertadmind2.EnumViewColumnTableRequest) (*icertadmind2.EnumViewColumnTableResponse, error) {
 	n, table, err := a.schema(ctx, call, in.Authority, in.Table, in.Column, in.ColumnCount)
-	return &icertadmind2.EnumViewColumnTableResponse{ColumnOutCount: n, ColumnInfo: blob(table), Return: failed(call, err)}, nil
+	return &icertadmind2.EnumViewColumnTableResponse{ColumnOutCount: n, ColumnInfo: blob(table), Return: request.Failed(call, err)}, nil
 }
 
 func (a *Admin) schema(ctx context.Context, call *server.Call, authority string, table, first, count uint32) (uint32, []byte, error) {
@@ -64,7 +64,7 @@ func (a *Admin) getViewDefaultColumnSet(ctx context.Context, call *server.Call, 
 		err = hresult.New(hresult.InvalidArg, "there is no set 0x%x of columns", in.ColumnSetDefault)
 	}
 	if err != nil {
-		return &icertadmind.GetViewDefaultColumnSetResponse{ColumnInfo: blob(nil), Return: failed(call, err)}, nil
+		return &icertadmind.GetViewDefaultColumnSetResponse{ColumnInfo: blob(nil), Return: request.Failed(call, err)}, nil
 	}
 	var out []byte
 	for _, id := range set {
@@ -76,7 +76,7 @@ func (a *Admin) getViewDefaultColumnSet(ctx context.Context, call *server.Call, 
 // enumAttributesOrExtensions is [MS-CSRA] 3.1.4.1.11.
 func (a *Admin) enumAttributesOrExtensions(ctx context.Context, call *server.Call, in *icertadmind.EnumAttributesOrExtensionsRequest) (*icertadmind.EnumAttributesOrExtensionsResponse, error) {
 	n, table, err := a.parts(ctx, call, in)
-	return &icertadmind.EnumAttributesOrExtensionsResponse{Fetched: n, Out: blob(table), Return: failed(call, err)}, nil
+	return &icertadmind.EnumAttributesOrExtensionsResponse{Fetched: n, Out: blob(table), Return: request.Failed(call, err)}, nil
 }
 
 // item is an attribute or an extension.

@@ -8,6 +8,7 @@ import (
 	icertadmind "github.com/oiweiwei/go-msrpc/msrpc/dcom/csra/icertadmind/v0"
 
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
+	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates/security"
@@ -112,7 +113,7 @@ func keyOf(call *server.Call) viewKey { return viewKey{call.Caller.SID, call.Obj
 // openView is [MS-CSRA] 3.1.4.1.12.
 func (a *Admin) openView(ctx context.Context, call *server.Call, in *icertadmind.OpenViewRequest) (*icertadmind.OpenViewResponse, error) {
 	n, rows, err := a.open(ctx, call, in)
-	return &icertadmind.OpenViewResponse{Fetched: n, ResultRows: blob(rows), Return: failed(call, err)}, nil
+	return &icertadmind.OpenViewResponse{Fetched: n, ResultRows: blob(rows), Return: request.Failed(call, err)}, nil
 }
 
 func (a *Admin) open(ctx context.Context, call *server.Call, in *icertadmind.OpenViewRequest) (uint32, []byte, error) {
@@ -131,6 +132,7 @@ func (a *Admin) open(ctx context.Context, call *server.Call, in *icertadmind.Ope
 	if v.query.Last, err = a.backend.Last(ctx); err != nil {
 		return 0, nil, err
 	}
+	v.query.Last = min(v.query.Last, 1<<32-1) // with 32 bits others would have the number of another request
 	if err := a.restrict(ctx, &v.query, in.CertViewRestrictions); err != nil {
 		return 0, nil, err
 	}
@@ -160,7 +162,7 @@ func (a *Admin) enumView(ctx context.Context, call *server.Call, in *icertadmind
 	if err == nil {
 		n, rows, err = a.page(ctx, v, in.ID, in.Count)
 	}
-	return &icertadmind.EnumViewResponse{Fetched: n, ResultRows: blob(rows), Return: failed(call, err)}, nil
+	return &icertadmind.EnumViewResponse{Fetched: n, ResultRows: blob(rows), Return: request.Failed(call, err)}, nil
 }
 
 // closeView is [MS-CSRA] 3.1.4.1.14.
@@ -169,7 +171,7 @@ func (a *Admin) closeView(ctx context.Context, call *server.Call, in *icertadmin
 	if err == nil {
 		err = a.views.remove(keyOf(call))
 	}
-	return &icertadmind.CloseViewResponse{Return: failed(call, err)}, nil
+	return &icertadmind.CloseViewResponse{Return: request.Failed(call, err)}, nil
 }
 
 // page reads rows from the place that the client names. Reading on from where the last page ended costs nothing; other places are counted

@@ -8,8 +8,8 @@ package certrequest
 import (
 	"context"
 	"crypto/x509"
+	"maps"
 
-	dcomwcce "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce"
 	icertrequestd "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd/v0"
 	icertrequestd2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/wcce/icertrequestd2/v0"
 
@@ -40,18 +40,16 @@ type Backend interface {
 	Exchange(ctx context.Context, ca string) (*x509.Certificate, error)
 }
 
-// Limits of parameters ([MS-WCCE] 3.2.1.4.2.1, 3.2.1.4.3.1). Clients send longer attributes than the range says.
+// Limits of parameters ([MS-WCCE] 3.2.1.4.2.1, 3.2.1.4.3.1), in UTF-16 units.
 const (
-	maxAuthority  = 1536
 	maxAttributes = request.MaxAttributes / 2
 	maxSerial     = 64
-	maxStub       = wcce.MaxMessage + request.MaxAttributes + 8<<10
 )
 
 // Interfaces are ICertRequestD and ICertRequestD2 as a server has them.
 func Interfaces(b Backend) []server.Interface {
 	m := &methods{b}
-	authority := orpc.String(maxAuthority)
+	authority := orpc.String(request.MaxAuthority)
 	one := map[uint16]server.Handler{
 		3: orpc.Handler(orpc.Layout{orpc.Long, authority, orpc.Long, orpc.String(maxAttributes), orpc.Blob(wcce.MaxMessage)}, m.request),
 		4: orpc.Handler(orpc.Layout{orpc.Long, authority}, m.getCACert),
@@ -63,75 +61,35 @@ func Interfaces(b Backend) []server.Interface {
 		8: orpc.Handler(orpc.Layout{authority}, m.getCAPropertyInfo),
 		9: orpc.Handler(orpc.Layout{authority}, m.ping2),
 	}
-	for operation, h := range one {
-		two[operation] = h
-	}
+	maps.Copy(two, one)
 	names := map[uint16]string{3: "Request", 4: "GetCACert", 5: "Ping"}
-	names2 := map[uint16]string{3: "Request", 4: "GetCACert", 5: "Ping", 6: "Request2", 7: "GetCAProperty", 8: "GetCAPropertyInfo", 9: "Ping2"}
+	names2 := map[uint16]string{6: "Request2", 7: "GetCAProperty", 8: "GetCAPropertyInfo", 9: "Ping2"}
+	maps.Copy(names2, names)
 	return []server.Interface{
-		{Name: "ICertRequestD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: names, Handle: server.Operations(one)},
-		{Name: "ICertRequestD2", Syntax: Syntax2, Least: pdu.LevelIntegrity, MaxStub: maxStub, Operations: names2, Handle: server.Operations(two)},
+		{Name: "ICertRequestD", Syntax: Syntax, Least: pdu.LevelIntegrity, MaxStub: request.MaxStub, Operations: names, Handle: server.Operations(one)},
+		{Name: "ICertRequestD2", Syntax: Syntax2, Least: pdu.LevelIntegrity, MaxStub: request.MaxStub, Operations: names2, Handle: server.Operations(two)},
 	}
 }
 
 type methods struct{ backend Backend }
 
-// private refuses calls that others could have read.
-func private(call *server.Call) error {
-	if call.Caller == nil || call.Level < pdu.LevelPrivacy {
-		return hresult.New(hresult.AccessDenied, "the call is not protected by packet privacy").WithFix("let the client ask for RPC_C_AUTHN_LEVEL_PKT_PRIVACY")
-	}
-	return nil
-}
-
-// failed notes why a method did not succeed, and is its result.
-func failed(call *server.Call, err error) int32 {
-	if err == nil {
-		return 0
-	}
-	e := hresult.From(err)
-	call.Result(e.Code.Name())
-	call.Log("text", e.Text)
-	if e.Cause != nil {
-		call.Log("cause", e.Cause.Error())
-	}
-	return e.Code.Int32()
-}
-
-func (m *methods) do(ctx context.Context, call *server.Call, args request.Args) request.Answer {
-	var out request.Answer
-	err := private(call)
-	if err == nil {
-		out, err = request.Do(ctx, m.backend, *call.Caller, args)
-	} else {
-		out = request.Answer{Disposition: uint32(hresult.AccessDenied), Result: hresult.AccessDenied, Message: hresult.From(err).ClientText()}
-	}
-	if failed(call, err); err == nil {
-		call.Result(map[uint32]string{request.Issued: "issued", request.UnderSubmission: "pending", request.Revoked: "revoked"}[out.Disposition])
-	}
-	if out.RequestID != 0 {
-		call.Log("request", out.RequestID)
-	}
-	return out
-}
-
 // request is ICertRequestD::Request ([MS-WCCE] 3.2.1.4.2.1).
 func (m *methods) request(ctx context.Context, call *server.Call, in *icertrequestd.RequestRequest) (*icertrequestd.RequestResponse, error) {
-	out := m.do(ctx, call, request.Args{Flags: in.Flags, Authority: in.Authority, RequestID: in.RequestID, Attributes: in.Attributes, Request: octets(in.Request)})
-	return &icertrequestd.RequestResponse{RequestID: out.RequestID, Disposition: out.Disposition, CertChain: blob(out.Chain), EncodedCert: blob(out.Certificate),
-		DispositionMessage: blob(request.EncodeText(out.Message)), Return: out.Result.Int32()}, nil
+	out := request.Serve(ctx, call, m.backend, request.Args{Flags: in.Flags, Authority: in.Authority, RequestID: in.RequestID, Attributes: in.Attributes, Request: request.Octets(in.Request)})
+	return &icertrequestd.RequestResponse{RequestID: out.RequestID, Disposition: out.Disposition, CertChain: request.Blob(out.Chain), EncodedCert: request.Blob(out.Certificate),
+		DispositionMessage: request.Blob(request.EncodeText(out.Message)), Return: out.Result.Int32()}, nil
 }
 
 // request2 is ICertRequestD2::Request2 ([MS-WCCE] 3.2.1.4.3.1).
 func (m *methods) request2(ctx context.Context, call *server.Call, in *icertrequestd2.Request2Request) (*icertrequestd2.Request2Response, error) {
-	out := m.do(ctx, call, request.Args{Flags: in.Flags, Authority: in.Authority, RequestID: in.RequestID, Serial: in.SerialNumber, Attributes: in.Attributes, Request: octets(in.Request)})
-	return &icertrequestd2.Request2Response{RequestID: out.RequestID, Disposition: out.Disposition, FullResponse: blob(out.Chain), EncodedCert: blob(out.Certificate),
-		DispositionMessage: blob(request.EncodeText(out.Message)), Return: out.Result.Int32()}, nil
+	out := request.Serve(ctx, call, m.backend, request.Args{Flags: in.Flags, Authority: in.Authority, RequestID: in.RequestID, Serial: in.SerialNumber, Attributes: in.Attributes, Request: request.Octets(in.Request)})
+	return &icertrequestd2.Request2Response{RequestID: out.RequestID, Disposition: out.Disposition, FullResponse: request.Blob(out.Chain), EncodedCert: request.Blob(out.Certificate),
+		DispositionMessage: request.Blob(request.EncodeText(out.Message)), Return: out.Result.Int32()}, nil
 }
 
 // facts finds the CA of a call that asks for properties.
 func (m *methods) facts(ctx context.Context, call *server.Call, authority string) (*CA, error) {
-	if err := private(call); err != nil {
+	if err := request.Private(call); err != nil {
 		return nil, err
 	}
 	ca := m.backend.Facts(ctx, authority)
@@ -149,7 +107,7 @@ func (m *methods) getCACert(ctx context.Context, call *server.Call, in *icertreq
 		value, err = m.caCert(ctx, ca, in.Chain)
 	}
 	call.Log("what", in.Chain)
-	return &icertrequestd.GetCACertResponse{Out: blob(value), Return: failed(call, err)}, nil
+	return &icertrequestd.GetCACertResponse{Out: request.Blob(value), Return: request.Failed(call, err)}, nil
 }
 
 // getCAProperty is ICertRequestD2::GetCAProperty ([MS-WCCE] 3.2.1.4.3.2).
@@ -160,21 +118,21 @@ func (m *methods) getCAProperty(ctx context.Context, call *server.Call, in *icer
 		value, err = m.property(ctx, ca, in.PropertyID, in.PropertyIndex, in.PropertyType)
 	}
 	call.Log("property", in.PropertyID)
-	return &icertrequestd2.GetCAPropertyResponse{PropertyValue: blob(value), Return: failed(call, err)}, nil
+	return &icertrequestd2.GetCAPropertyResponse{PropertyValue: request.Blob(value), Return: request.Failed(call, err)}, nil
 }
 
 // getCAPropertyInfo is ICertRequestD2::GetCAPropertyInfo ([MS-WCCE] 3.2.1.4.3.3).
 func (m *methods) getCAPropertyInfo(_ context.Context, call *server.Call, in *icertrequestd2.GetCAPropertyInfoRequest) (*icertrequestd2.GetCAPropertyInfoResponse, error) {
 	if err := m.here(call, in.Authority); err != nil {
-		return &icertrequestd2.GetCAPropertyInfoResponse{PropertyInfo: blob(nil), Return: failed(call, err)}, nil
+		return &icertrequestd2.GetCAPropertyInfoResponse{PropertyInfo: request.Blob(nil), Return: request.Failed(call, err)}, nil
 	}
 	count, table := PropertyInfo()
-	return &icertrequestd2.GetCAPropertyInfoResponse{PropertyCount: count, PropertyInfo: blob(table)}, nil
+	return &icertrequestd2.GetCAPropertyInfoResponse{PropertyCount: count, PropertyInfo: request.Blob(table)}, nil
 }
 
 // here tells whether a CA is here, "" being the first one.
 func (m *methods) here(call *server.Call, authority string) error {
-	err := private(call)
+	err := request.Private(call)
 	if err == nil && authority != "" && m.backend.CA(authority) == "" {
 		err = hresult.New(hresult.InvalidArg, "there is no CA %q here", authority)
 	}
@@ -183,22 +141,10 @@ func (m *methods) here(call *server.Call, authority string) error {
 
 // ping is ICertRequestD::Ping ([MS-WCCE] 3.2.1.4.2.3).
 func (m *methods) ping(_ context.Context, call *server.Call, in *icertrequestd.PingRequest) (*icertrequestd.PingResponse, error) {
-	return &icertrequestd.PingResponse{Return: failed(call, m.here(call, in.Authority))}, nil
+	return &icertrequestd.PingResponse{Return: request.Failed(call, m.here(call, in.Authority))}, nil
 }
 
 // ping2 is ICertRequestD2::Ping2 ([MS-WCCE] 3.2.1.4.3.4).
 func (m *methods) ping2(_ context.Context, call *server.Call, in *icertrequestd2.Ping2Request) (*icertrequestd2.Ping2Response, error) {
-	return &icertrequestd2.Ping2Response{Return: failed(call, m.here(call, in.Authority))}, nil
-}
-
-// octets opens a CERTTRANSBLOB ([MS-WCCE] 2.2.2.2), whose lengths were compared before.
-func octets(b *dcomwcce.CertTransportBlob) []byte {
-	if b == nil {
-		return nil
-	}
-	return b.Buffer
-}
-
-func blob(value []byte) *dcomwcce.CertTransportBlob {
-	return &dcomwcce.CertTransportBlob{Length: uint32(len(value)), Buffer: value} //nolint:gosec // made here, far below 4 GiB
+	return &icertrequestd2.Ping2Response{Return: request.Failed(call, m.here(call, in.Authority))}, nil
 }

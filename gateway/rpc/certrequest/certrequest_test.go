@@ -209,10 +209,10 @@ func stubs(t testing.TB) map[uint16][]byte {
 	this := &dcom.ORPCThis{Version: &dcom.COMVersion{MajorVersion: 5, MinorVersion: 7}, CID: &dcom.CID{}}
 	out := map[uint16][]byte{}
 	for operation, in := range map[uint16]ndr.Marshaler{
-		3: &icertrequestd.RequestRequest{This: this, Authority: "Corp CA", Attributes: "a:b", Request: blob([]byte("request."))},
+		3: &icertrequestd.RequestRequest{This: this, Authority: "Corp CA", Attributes: "a:b", Request: request.Blob([]byte("request."))},
 		4: &icertrequestd.GetCACertRequest{This: this, Authority: "Corp CA"},
 		5: &icertrequestd.PingRequest{This: this},
-		6: &icertrequestd2.Request2Request{This: this, Authority: "Corp CA", SerialNumber: "12", Attributes: "a:b", Request: blob([]byte("request."))},
+		6: &icertrequestd2.Request2Request{This: this, Authority: "Corp CA", SerialNumber: "12", Attributes: "a:b", Request: request.Blob([]byte("request."))},
 		7: &icertrequestd2.GetCAPropertyRequest{This: this, Authority: "Corp CA", PropertyID: 6, PropertyType: 4},
 		8: &icertrequestd2.GetCAPropertyInfoRequest{This: this, Authority: "Corp CA"},
 		9: &icertrequestd2.Ping2Request{This: this},

@@ -9,6 +9,7 @@ import (
 	iremotescmactivator "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremotescmactivator/v0"
 	"github.com/oiweiwei/go-msrpc/ndr"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -36,21 +37,21 @@ func (x *Exporter) activator() server.Interface {
 // activateCall is RemoteGetClassObject and RemoteCreateInstance ([MS-DCOM] 3.1.2.5.2.3.2, 3.1.2.5.2.3.3): of the class's factory, or of
 // an object.
 func (x *Exporter) activateCall(call *server.Call, stub []byte, factory bool) ([]byte, error) {
-	r := &reader{b: stub}
-	t := readThis(r)
-	outer := !factory && r.pointer()
+	r := orpc.NewReader(stub)
+	t := orpc.ReadThis(r)
+	outer := !factory && r.Pointer()
 	var objref []byte
-	if !outer && r.pointer() {
+	if !outer && r.Pointer() {
 		objref = readInterfacePointer(r)
 	}
-	if r.err != nil {
-		return nil, &server.Fault{Status: pdu.BadStub, Cause: r.err}
+	if r.Err() != nil {
+		return nil, &server.Fault{Status: pdu.BadStub, Cause: r.Err()}
 	}
 	var out []byte
 	code, why := hresult.OK, error(nil)
 	switch {
 	case !spoken(t):
-		code, why = codeVersionMismatch, fmt.Errorf("DCOM version %d.%d is not spoken, only up to %d.%d", t.major, t.minor, comMajor, comMinor)
+		code, why = codeVersionMismatch, fmt.Errorf("DCOM version %d.%d is not spoken, only up to %d.%d", t.Major, t.Minor, comMajor, comMinor)
 	case outer:
 		code, why = codeNoAggregation, errors.New("an object cannot be part of another")
 	case objref == nil:
@@ -71,16 +72,16 @@ func (x *Exporter) activateCall(call *server.Call, stub []byte, factory bool) ([
 }
 
 // readInterfacePointer reads MInterfacePointer ([MS-DCOM] 2.2.14).
-func readInterfacePointer(r *reader) []byte {
-	n := r.u32()
-	size := r.u32()
+func readInterfacePointer(r *orpc.Reader) []byte {
+	n := r.U32()
+	size := r.U32()
 	if n != size {
-		r.fail("an interface pointer of %d octets, and of %d", n, size)
+		r.Failf("an interface pointer of %d octets, and of %d", n, size)
 	}
-	if uint64(size) > uint64(len(r.b)) {
-		r.fail("an interface pointer of %d octets in %d", size, len(r.b))
+	if uint64(size) > uint64(r.Left()) { //nolint:gosec // a length
+		r.Failf("an interface pointer of %d octets in %d", size, r.Left())
 	}
-	return r.take(int(size))
+	return r.Take(int(size))
 }
 
 // activate returns the OBJREF_CUSTOM with the properties that go out.

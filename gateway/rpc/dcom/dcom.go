@@ -20,7 +20,7 @@
 // is as good as none. Whatever a client has, it loses by releasing it, by being silent for three ping periods, and by asking for more
 // objects than MaxPerCaller: then its own object that was idle longest goes, so that a client that dies without releasing what it has
 // does not lock itself out. Where all callers together have MaxObjects, a client without any gets the place of an object whose client has
-// missed a ping; if there is none, RPC_S_SERVER_TOO_BUSY.
+// missed a ping, or of one of those that have very many; if there is none, RPC_S_SERVER_TOO_BUSY.
 //
 // Nothing is given to the network by this package: the servers that it is registered at do that, and the limits of theirs apply.
 package dcom

@@ -92,8 +92,8 @@ func (l *lab) d2(sid security.SID) reference {
 
 func (l *lab) live(sid security.SID, ref reference) bool { return l.table.live(sid, ref.ipid, iidD2) }
 
-// orpc is ORPCTHIS of a call over the network.
-func orpc(minor uint16, flags uint32, more ...byte) []byte {
+// head is ORPCTHIS of a call over the network.
+func head(minor uint16, flags uint32, more ...byte) []byte {
 	le := binary.LittleEndian
 	b := le.AppendUint32(le.AppendUint16(le.AppendUint16(nil, 5), minor), flags)
 	b = append(b, make([]byte, 20)...)
@@ -130,7 +130,7 @@ func TestACallNeedsAReferenceOfTheCallersOwn(t *testing.T) {
 		{"", "D2", refs[0].ref.ipid, pdu.Disconnected},
 	} {
 		before := l.handled
-		out, err := l.call(c.sid, c.face, 3, c.object, orpc(7, 0))
+		out, err := l.call(c.sid, c.face, 3, c.object, head(7, 0))
 		if c.status == 0 {
 			if err != nil || string(out) != c.face {
 				t.Errorf("%+v: %q, %v", c, out, err)
@@ -162,19 +162,19 @@ func TestTheHeaderOfACallIsChecked(t *testing.T) {
 		stub   []byte
 		status pdu.Status
 	}{
-		"5.7":                     {orpc(7, 0), 0},
-		"5.1":                     {orpc(1, 0), 0},
+		"5.7":                     {head(7, 0), 0},
+		"5.1":                     {head(1, 0), 0},
 		"an extension":            {good, 0},
-		"5.8":                     {orpc(8, 0), pdu.VersionMismatch},
-		"6.0":                     {append([]byte{6, 0, 0, 0}, orpc(0, 0)[4:]...), pdu.VersionMismatch},
-		"flags":                   {orpc(7, 1), pdu.InvalidHeader},
+		"5.8":                     {head(8, 0), pdu.VersionMismatch},
+		"6.0":                     {append([]byte{6, 0, 0, 0}, head(0, 0)[4:]...), pdu.VersionMismatch},
+		"flags":                   {head(7, 1), pdu.InvalidHeader},
 		"nothing":                 {nil, pdu.BadStub},
-		"an end":                  {orpc(7, 0)[:31], pdu.BadStub},
-		"4 billion extensions":    {orpc(7, 0, extent(0xffffffff, 0)...), pdu.InvalidExtension},
-		"17 extensions":           {orpc(7, 0, extent(17, 18, make([]byte, 72)...)...), pdu.InvalidExtension},
-		"fewer than they say":     {orpc(7, 0, extent(4, 4)...), pdu.BadStub},
-		"an extension of 4 GiB":   {orpc(7, 0, extent(1, 2, append(append([]byte{1, 0, 0, 0, 0, 0, 0, 0, 0xf8, 0xff, 0xff, 0xff}, make([]byte, 16)...), 0xf8, 0xff, 0xff, 0xff)...)...), pdu.InvalidExtension},
-		"an extension beyond all": {orpc(7, 0, extent(1, 2, append(append([]byte{1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0}, make([]byte, 16)...), 9, 0, 0, 0)...)...), pdu.InvalidExtension},
+		"an end":                  {head(7, 0)[:31], pdu.BadStub},
+		"4 billion extensions":    {head(7, 0, extent(0xffffffff, 0)...), pdu.InvalidExtension},
+		"17 extensions":           {head(7, 0, extent(17, 18, make([]byte, 72)...)...), pdu.InvalidExtension},
+		"fewer than they say":     {head(7, 0, extent(4, 4)...), pdu.BadStub},
+		"an extension of 4 GiB":   {head(7, 0, extent(1, 2, append(append([]byte{1, 0, 0, 0, 0, 0, 0, 0, 0xf8, 0xff, 0xff, 0xff}, make([]byte, 16)...), 0xf8, 0xff, 0xff, 0xff)...)...), pdu.InvalidExtension},
+		"an extension beyond all": {head(7, 0, extent(1, 2, append(append([]byte{1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0}, make([]byte, 16)...), 9, 0, 0, 0)...)...), pdu.InvalidExtension},
 	} {
 		_, err := l.call(alice, "D2", 3, ref.ipid, c.stub)
 		if c.status == 0 {
@@ -186,11 +186,11 @@ func TestTheHeaderOfACallIsChecked(t *testing.T) {
 		t.Log(name)
 		wantFault(t, err, c.status)
 	}
-	_, err = l.call(alice, "IRemUnknown", 5, ref.ipid, orpc(7, 0))
+	_, err = l.call(alice, "IRemUnknown", 5, ref.ipid, head(7, 0))
 	wantFault(t, err, pdu.Disconnected)
-	_, err = l.call(alice, "IRemUnknown", 6, l.unknown, orpc(7, 0))
+	_, err = l.call(alice, "IRemUnknown", 6, l.unknown, head(7, 0))
 	wantFault(t, err, pdu.UnknownOperation)
-	_, err = l.call(alice, "IRemUnknown2", 6, l.unknown, orpc(7, 0))
+	_, err = l.call(alice, "IRemUnknown2", 6, l.unknown, head(7, 0))
 	wantFault(t, err, pdu.BadStub)
 }
 
@@ -342,7 +342,7 @@ func TestAFactoryMakesObjects(t *testing.T) {
 	}
 	factory := out[0].ref.ipid
 	for iid, want := range map[pdu.UUID]hresult.Code{iidD2: hresult.OK, iidUnknown: hresult.OK, iidClassFactory: codeNoInterface, iidRemUnknown: codeNoInterface} {
-		answer, err := l.call(alice, "IClassFactory", 3, factory, append(orpc(7, 0), iid[:]...))
+		answer, err := l.call(alice, "IClassFactory", 3, factory, append(head(7, 0), iid[:]...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -350,11 +350,11 @@ func TestAFactoryMakesObjects(t *testing.T) {
 			t.Errorf("%s: %v in %d octets", iid, codeName(got), len(answer))
 		}
 	}
-	if answer, err := l.call(alice, "IClassFactory", 4, factory, append(orpc(7, 0), 1, 0, 0, 0)); err != nil || len(answer) != 12 || l.Stats().Objects != 3 {
+	if answer, err := l.call(alice, "IClassFactory", 4, factory, append(head(7, 0), 1, 0, 0, 0)); err != nil || len(answer) != 12 || l.Stats().Objects != 3 {
 		t.Errorf("%x, %v", answer, err)
 	}
-	_, err := l.call(bob, "IClassFactory", 3, factory, append(orpc(7, 0), iidD2[:]...))
+	_, err := l.call(bob, "IClassFactory", 3, factory, append(head(7, 0), iidD2[:]...))
 	wantFault(t, err, pdu.Disconnected)
-	_, err = l.call(alice, "IClassFactory", 3, factory, orpc(7, 0))
+	_, err = l.call(alice, "IClassFactory", 3, factory, head(7, 0))
 	wantFault(t, err, pdu.BadStub)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -23,11 +24,11 @@ func (x *Exporter) classFactory() server.Interface {
 
 // createInstance makes an object of the factory's class, with a reference to one interface.
 func (x *Exporter) createInstance(_ context.Context, call *server.Call, stub []byte) ([]byte, error) {
-	r := &reader{b: stub}
-	readThis(r)
-	iid := r.uuid()
-	if r.err != nil {
-		return nil, &server.Fault{Status: pdu.BadStub, Cause: r.err}
+	r := orpc.NewReader(stub)
+	orpc.ReadThis(r)
+	iid := r.UUID()
+	if r.Err() != nil {
+		return nil, &server.Fault{Status: pdu.BadStub, Cause: r.Err()}
 	}
 	sid := sidOf(call)
 	c := x.table.classOf(sid, call.Object)

@@ -16,6 +16,7 @@ import (
 	iremunknown2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremunknown2/v0"
 	"github.com/oiweiwei/go-msrpc/ndr"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 )
 
@@ -135,8 +136,8 @@ func FuzzCalls(f *testing.F) {
 			f.Add(face, uint16(operation), stub) //nolint:gosec // a number
 		}
 	}
-	f.Add("IClassFactory", uint16(3), append(orpc(7, 0), iidD2[:]...))
-	f.Add("D2", uint16(3), orpc(7, 0))
+	f.Add("IClassFactory", uint16(3), append(head(7, 0), iidD2[:]...))
+	f.Add("D2", uint16(3), head(7, 0))
 	f.Fuzz(func(t *testing.T, face string, operation uint16, stub []byte) {
 		i := l.faces[face]
 		if i == nil || len(stub) > max(i.MaxStub, 4096) {
@@ -231,15 +232,15 @@ func readByMSRPC(objref []byte) (out *msdcom.InstantiationInfoData) {
 
 // FuzzReadThis reads ORPCTHIS; go-msrpc, which the handlers behind it use, ends at the same place.
 func FuzzReadThis(f *testing.F) {
-	f.Add(orpc(7, 0))
+	f.Add(head(7, 0))
 	f.Add(activationStub(f, instantiation(classD, iidD2)))
 	extended := orpcThis()
 	extended.Extensions = &msdcom.ORPCExtentArray{Size: 1, Extent: []*msdcom.ORPCExtent{{ID: guid(iidD), Size: 5, Data: []byte("12345678")}}}
 	f.Add(encode(f, &iremunknown.RemoteReleaseRequest{This: extended}))
 	f.Fuzz(func(t *testing.T, stub []byte) {
-		r := &reader{b: stub}
-		th := readThis(r)
-		if r.err != nil || r.at > len(stub) {
+		r := orpc.NewReader(stub)
+		th := orpc.ReadThis(r)
+		if r.Err() != nil {
 			return
 		}
 		var other msdcom.ORPCThis
@@ -254,8 +255,8 @@ func FuzzReadThis(f *testing.F) {
 		if left < 0 {
 			return
 		}
-		if other.Version.MajorVersion != th.major || other.Version.MinorVersion != th.minor || other.Flags != th.flags || len(stub)-left != r.at {
-			t.Errorf("%+v to octet %d, go-msrpc reads %+v to %d", th, r.at, other, len(stub)-left)
+		if other.Version.MajorVersion != th.Major || other.Version.MinorVersion != th.Minor || other.Flags != th.Flags || left != r.Left() {
+			t.Errorf("%+v to octet %d, go-msrpc reads %+v to %d", th, len(stub)-r.Left(), other, len(stub)-left)
 		}
 	})
 }
@@ -284,8 +285,8 @@ func FuzzReferences(f *testing.F) {
 	f.Add(encode(f, &iremunknown.RemoteQueryInterfaceRequest{This: orpcThis(), IPID: guid(iidD), ReferencesCount: 3, IIDs: iids}))
 	f.Add(encode(f, &iremunknown.RemoteAddReferenceRequest{This: orpcThis(), InterfaceReferences: []*msdcom.RemoteInterfaceReference{{IPID: (*msdcom.IPID)(guid(iidD)), PublicReferencesCount: 1}}}))
 	f.Fuzz(func(t *testing.T, stub []byte) {
-		r := &reader{b: stub}
-		readThis(r)
+		r := orpc.NewReader(stub)
+		orpc.ReadThis(r)
 		behind := *r
 		for _, counted := range []bool{true, false} {
 			q := behind

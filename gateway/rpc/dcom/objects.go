@@ -15,6 +15,7 @@ import (
 const (
 	activationReferences = 5       // public ones that an activation gives, as Windows does
 	maxReferences        = 1 << 24 // of one interface
+	ownedAlways          = 16      // objects, ping sets and objects pinged that an account keeps where others want some
 )
 
 // table has the objects and ping sets. Every object lives as long after it was used last, so that the order of use is that of expiry.
@@ -140,7 +141,11 @@ func (t *table) add(sid security.SID, c *class, factory bool) (*object, hresult.
 	case len(t.objects) >= t.maxObjects:
 		idle := t.used.Front().Value.(*object)
 		if t.now().Sub(idle.used) <= pingPeriod {
-			return nil, hresult.ServerTooBusy
+			most := t.crowd(func(own *owner) *list.List { return own.objects })
+			if most == nil {
+				return nil, hresult.ServerTooBusy
+			}
+			idle = most.Front().Value.(*object)
 		}
 		t.remove(idle)
 	}
@@ -149,6 +154,21 @@ func (t *table) add(sid security.SID, c *class, factory bool) (*object, hresult.
 	o.place, o.ofOwner = t.used.PushBack(o), own.objects.PushBack(o)
 	t.objects[o.oid] = o
 	return o, hresult.OK
+}
+
+// crowd is what an account has of something that has more of it than any honest client needs; nil where none is found. It asks some accounts
+// and not all, so that nobody waits long for it: where a few have nearly everything it will take a few times to find none of them.
+func (t *table) crowd(of func(*owner) *list.List) (most *list.List) {
+	asked := 0
+	for _, own := range t.owners { // in no order
+		if l := of(own); l.Len() > ownedAlways && (most == nil || l.Len() > most.Len()) {
+			most = l
+		}
+		if asked++; asked == 64 {
+			break
+		}
+	}
+	return most
 }
 
 // owner returns what an account has. mu is held.

@@ -115,7 +115,7 @@ func (t *table) join(s *pingSet, oid uint64) bool {
 		return true
 	}
 	own := t.owners[s.owner]
-	if own.pinged >= t.maxOwnedPinged || t.pinnedOID >= t.maxPinged {
+	if own.pinged >= t.maxOwnedPinged || t.pinnedOID >= t.maxPinged && own.pinged >= ownedAlways {
 		return false
 	}
 	own.pinged++
@@ -133,14 +133,19 @@ func (t *table) leave(s *pingSet, oid uint64) {
 	}
 }
 
-// addSet makes a set; a caller with too many loses the one that was idle longest. nil where all have too many. mu is held.
+// addSet makes a set; a caller with too many loses the one that was idle longest. where all together have too many, who
+// has most does. nil where nobody has many. mu is held.
 func (t *table) addSet(sid security.SID) *pingSet {
 	own := t.owners[sid]
 	if own != nil && own.sets.Len() > 0 && (own.sets.Len() >= t.maxOwned || len(t.sets) >= t.maxSets) {
 		t.removeSet(own.sets.Front().Value.(*pingSet))
 	}
 	if len(t.sets) >= t.maxSets {
-		return nil
+		most := t.crowd(func(own *owner) *list.List { return own.sets })
+		if most == nil {
+			return nil
+		}
+		t.removeSet(most.Front().Value.(*pingSet))
 	}
 	own = t.owner(sid)
 	s := &pingSet{id: random64(), owner: sid, oids: map[uint64]struct{}{}, used: t.now()}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 )
 
@@ -32,22 +33,22 @@ const (
 // parseActivation reads the OBJREF_CUSTOM of an activation ([MS-DCOM] 2.2.18.6) and its properties ([MS-DCOM] 2.2.22). All but one say
 // nothing that matters here, and may be missing, as in impacket's requests.
 func parseActivation(objref []byte) (*activation, error) {
-	r := &reader{b: objref}
-	signature, flags, iid, clsid := r.u32(), r.u32(), r.uuid(), r.uuid()
-	r.u32() // cbExtension
-	r.u32() // reserved
-	if r.err != nil {
-		return nil, fmt.Errorf("%w: %w", errObjref, r.err)
+	r := orpc.NewReader(objref)
+	signature, flags, iid, clsid := r.U32(), r.U32(), r.UUID(), r.UUID()
+	r.U32() // cbExtension
+	r.U32() // reserved
+	if r.Err() != nil {
+		return nil, fmt.Errorf("%w: %w", errObjref, r.Err())
 	}
 	if signature != objrefSignature || flags != objrefCustom || iid != iidPropertiesIn || clsid != clsidPropertiesIn {
 		return nil, fmt.Errorf("%w: signature %08x, flags %d, interface %s, class %s: these are no activation properties", errObjref, signature, flags, iid, clsid)
 	}
-	size := r.u32()
-	r.u32()
-	if uint64(size) > uint64(len(r.b)-r.at) {
-		return nil, fmt.Errorf("%w: %d octets of properties in %d", errObjref, size, len(r.b)-r.at)
+	size := r.U32()
+	r.U32()
+	if uint64(size) > uint64(r.Left()) {
+		return nil, fmt.Errorf("%w: %d octets of properties in %d", errObjref, size, r.Left())
 	}
-	return parseProperties(r.take(int(size)))
+	return parseProperties(r.Take(int(size)))
 }
 
 // parseProperties reads the blob's CustomHeader ([MS-DCOM] 2.2.22.1) and finds the property that is wanted.
@@ -56,24 +57,24 @@ func parseProperties(blob []byte) (*activation, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{b: body}
-	total, header := r.u32(), r.u32()
-	r.u32()
-	r.u32() // destination context
-	n := r.u32()
-	r.uuid()
-	hasClasses, hasSizes := r.pointer(), r.pointer()
-	r.pointer()
-	if r.err == nil && (n == 0 || n > maxProperties || !hasClasses || !hasSizes || total != uint32(len(blob)) || header > total) { //nolint:gosec // below 4 GiB
-		r.fail("%d properties, %d octets of which %d are the header, in %d", n, total, header, len(blob))
+	r := orpc.NewReader(body)
+	total, header := r.U32(), r.U32()
+	r.U32()
+	r.U32() // destination context
+	n := r.U32()
+	r.UUID()
+	hasClasses, hasSizes := r.Pointer(), r.Pointer()
+	r.Pointer()
+	if r.Err() == nil && (n == 0 || n > maxProperties || !hasClasses || !hasSizes || total != uint32(len(blob)) || header > total) { //nolint:gosec // below 4 GiB
+		r.Failf("%d properties, %d octets of which %d are the header, in %d", n, total, header, len(blob))
 	}
-	classes := r.uuids("classes", n, maxProperties)
-	sizes := make([]uint32, r.count("sizes", n, 4))
+	classes := r.UUIDs("classes", n, maxProperties)
+	sizes := make([]uint32, r.Count("sizes", n, maxProperties, 4))
 	for i := range sizes {
-		sizes[i] = r.u32()
+		sizes[i] = r.U32()
 	}
-	if r.err != nil {
-		return nil, fmt.Errorf("CustomHeader: %w", r.err)
+	if r.Err() != nil {
+		return nil, fmt.Errorf("CustomHeader: %w", r.Err())
 	}
 	var out *activation
 	rest := blob[header:]
@@ -103,21 +104,21 @@ func parseInstantiation(b []byte) (*activation, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{b: body}
-	a := &activation{class: r.uuid()}
-	r.u32() // class context
-	r.u32() // flags
-	r.u32() // surrogate
-	n := r.u32()
-	r.u32() // instance flag
-	has := r.pointer()
-	r.u32() // its own size
-	r.u32() // version of the client
-	if r.err == nil && (n == 0 || !has) {
-		r.fail("no interface is asked for")
+	r := orpc.NewReader(body)
+	a := &activation{class: r.UUID()}
+	r.U32() // class context
+	r.U32() // flags
+	r.U32() // surrogate
+	n := r.U32()
+	r.U32() // instance flag
+	has := r.Pointer()
+	r.U32() // its own size
+	r.U32() // version of the client
+	if r.Err() == nil && (n == 0 || !has) {
+		r.Failf("no interface is asked for")
 	}
-	a.interfaces = r.uuids("interfaces", n, maxInterfaces)
-	return a, r.err
+	a.interfaces = r.UUIDs("interfaces", n, maxInterfaces)
+	return a, r.Err()
 }
 
 // serialized opens type serialization version 1 ([MS-RPCE] 2.2.6).

@@ -8,6 +8,7 @@ import (
 	iobjectexporter "github.com/oiweiwei/go-msrpc/msrpc/dcom/iobjectexporter/v0"
 	"github.com/oiweiwei/go-msrpc/ndr"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 )
@@ -47,12 +48,15 @@ func (x *Exporter) serverAlive2(context.Context, *server.Call, []byte) ([]byte, 
 	return ndr.Marshal(&iobjectexporter.ServerAlive2Response{COMVersion: version(), ObjectResolverBindings: x.resolver})
 }
 
+// maxSequences is more than there are.
+const maxSequences = 64
+
 // parseResolve reads the OXID of ResolveOxid; the protocol sequences that the client names make no difference, as there is one.
 func parseResolve(stub []byte) (uint64, error) {
-	r := &reader{b: stub}
-	oxid, n := r.u64(), r.u16()
-	r.take(2 * r.count("protocol sequences", uint32(n), 2))
-	return oxid, r.err
+	r := orpc.NewReader(stub)
+	oxid, n := r.U64(), r.U16()
+	r.Take(2 * r.Count("protocol sequences", uint32(n), maxSequences, 2))
+	return oxid, r.Err()
 }
 
 // resolve is ResolveOxid and ResolveOxid2 ([MS-DCOM] 3.1.2.5.1.1, 3.1.2.5.1.5).
@@ -74,10 +78,10 @@ func (x *Exporter) resolve(second bool) server.Handler {
 }
 
 func (x *Exporter) simplePing(_ context.Context, call *server.Call, stub []byte) ([]byte, error) {
-	r := &reader{b: stub}
-	id := r.u64()
-	if r.err != nil {
-		return nil, &server.Fault{Status: pdu.BadStub, Cause: r.err}
+	r := orpc.NewReader(stub)
+	id := r.U64()
+	if r.Err() != nil {
+		return nil, &server.Fault{Status: pdu.BadStub, Cause: r.Err()}
 	}
 	return ndr.Marshal(&iobjectexporter.SimplePingResponse{Return: noted(call, x.table.simplePing(sidOf(call), id))})
 }
@@ -93,24 +97,24 @@ func (x *Exporter) complexPing(_ context.Context, call *server.Call, stub []byte
 
 // parseComplexPing reads the stub by the IDL of [MS-DCOM] 3.1.2.5.1.3, where both arrays are unique pointers; go-msrpc leaves them out.
 func parseComplexPing(stub []byte) (pings, error) {
-	r := &reader{b: stub}
-	p := pings{set: r.u64(), sequence: r.u16()}
-	added, removed := r.u16(), r.u16()
+	r := orpc.NewReader(stub)
+	p := pings{set: r.U64(), sequence: r.U16()}
+	added, removed := r.U16(), r.U16()
 	p.add = readOIDs(r, "AddToSet", added)
 	p.remove = readOIDs(r, "DelFromSet", removed)
-	return p, r.err
+	return p, r.Err()
 }
 
-func readOIDs(r *reader, what string, announced uint16) []uint64 {
-	if !r.pointer() {
+func readOIDs(r *orpc.Reader, what string, announced uint16) []uint64 {
+	if !r.Pointer() {
 		if announced != 0 {
-			r.fail("%s: %d were announced, and there are none", what, announced)
+			r.Failf("%s: %d were announced, and there are none", what, announced)
 		}
 		return nil
 	}
-	n := r.count(what, uint32(announced), 8)
-	r.align(8)
-	b := r.take(8 * n)
+	n := r.Count(what, uint32(announced), maxPing/8, 8)
+	r.Align(8)
+	b := r.Take(8 * n)
 	out := make([]uint64, len(b)/8)
 	for i := range out {
 		out[i] = binary.LittleEndian.Uint64(b[8*i:])

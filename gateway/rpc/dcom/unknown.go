@@ -6,6 +6,7 @@ import (
 	iremunknown2 "github.com/oiweiwei/go-msrpc/msrpc/dcom/iremunknown2/v0"
 	"github.com/oiweiwei/go-msrpc/ndr"
 
+	"github.com/enrollgate/enrollgate/gateway/rpc/orpc"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
@@ -29,16 +30,16 @@ func (x *Exporter) remUnknown(name string, iid pdu.UUID, second bool) server.Int
 }
 
 // parseQuery reads the parameters of RemQueryInterface; RemQueryInterface2 has no number of references.
-func parseQuery(r *reader, counted bool) (ipid pdu.UUID, references uint32, iids []pdu.UUID, err error) {
-	ipid = r.uuid()
+func parseQuery(r *orpc.Reader, counted bool) (ipid pdu.UUID, references uint32, iids []pdu.UUID, err error) {
+	ipid = r.UUID()
 	if references = 1; counted {
-		references = r.u32()
+		references = r.U32()
 	}
-	iids = r.uuids("IIDs", uint32(r.u16()), maxInterfaces)
-	return ipid, references, iids, r.err
+	iids = r.UUIDs("IIDs", uint32(r.U16()), maxInterfaces)
+	return ipid, references, iids, r.Err()
 }
 
-func (x *Exporter) queryInterface(call *server.Call, r *reader) ([]byte, error) {
+func (x *Exporter) queryInterface(call *server.Call, r *orpc.Reader) ([]byte, error) {
 	ipid, references, iids, err := parseQuery(r, true)
 	if err != nil {
 		return nil, &server.Fault{Status: pdu.BadStub, Cause: err}
@@ -56,7 +57,7 @@ func (x *Exporter) queryInterface(call *server.Call, r *reader) ([]byte, error) 
 	return ndr.Marshal(out)
 }
 
-func (x *Exporter) queryInterface2(call *server.Call, r *reader) ([]byte, error) {
+func (x *Exporter) queryInterface2(call *server.Call, r *orpc.Reader) ([]byte, error) {
 	ipid, references, iids, err := parseQuery(r, false)
 	if err != nil {
 		return nil, &server.Fault{Status: pdu.BadStub, Cause: err}
@@ -77,19 +78,15 @@ func (x *Exporter) queryInterface2(call *server.Call, r *reader) ([]byte, error)
 }
 
 // parseChanges reads an array of REMINTERFACEREF ([MS-DCOM] 2.2.23).
-func parseChanges(r *reader) ([]change, error) {
-	announced := r.u16()
-	if announced > maxChanges {
-		r.fail("%d references are too many, %d are allowed", announced, maxChanges)
-	}
-	out := make([]change, r.count("references", uint32(announced), 24))
+func parseChanges(r *orpc.Reader) ([]change, error) {
+	out := make([]change, r.Count("references", uint32(r.U16()), maxChanges, 24))
 	for i := range out {
-		out[i] = change{r.uuid(), r.u32(), r.u32()}
+		out[i] = change{r.UUID(), r.U32(), r.U32()}
 	}
-	return out, r.err
+	return out, r.Err()
 }
 
-func (x *Exporter) addRef(call *server.Call, r *reader) ([]byte, error) {
+func (x *Exporter) addRef(call *server.Call, r *orpc.Reader) ([]byte, error) {
 	changes, err := parseChanges(r)
 	if err != nil {
 		return nil, &server.Fault{Status: pdu.BadStub, Cause: err}
@@ -102,7 +99,7 @@ func (x *Exporter) addRef(call *server.Call, r *reader) ([]byte, error) {
 	return ndr.Marshal(out)
 }
 
-func (x *Exporter) release(call *server.Call, r *reader) ([]byte, error) {
+func (x *Exporter) release(call *server.Call, r *orpc.Reader) ([]byte, error) {
 	changes, err := parseChanges(r)
 	if err != nil {
 		return nil, &server.Fault{Status: pdu.BadStub, Cause: err}

@@ -72,15 +72,15 @@ func TestACallReachesThePipeline(t *testing.T) {
 		in   icertpassage.CertServerRequestRequest
 		want icertpassage.CertServerRequestResponse
 	}{
-		"issued": {icertpassage.CertServerRequestRequest{Authority: "corp ca", Attributes: blob(text), Request: blob([]byte("request"))},
-			icertpassage.CertServerRequestResponse{RequestID: 7, Disposition: 3, Cert: blob([]byte("chain")), EncodedCert: blob([]byte("certificate"))}},
-		"with a full response": {icertpassage.CertServerRequestRequest{Flags: 0x40000, Authority: "Corp CA", Attributes: blob(nil), Request: blob([]byte("request"))},
-			icertpassage.CertServerRequestResponse{RequestID: 7, Disposition: 3, Cert: blob([]byte("full")), EncodedCert: blob([]byte("certificate"))}},
-		"refused": {icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob(nil), Request: blob([]byte("refuse"))},
+		"issued": {icertpassage.CertServerRequestRequest{Authority: "corp ca", Attributes: request.Blob(text), Request: request.Blob([]byte("request"))},
+			icertpassage.CertServerRequestResponse{RequestID: 7, Disposition: 3, Cert: request.Blob([]byte("chain")), EncodedCert: request.Blob([]byte("certificate"))}},
+		"with a full response": {icertpassage.CertServerRequestRequest{Flags: 0x40000, Authority: "Corp CA", Attributes: request.Blob(nil), Request: request.Blob([]byte("request"))},
+			icertpassage.CertServerRequestResponse{RequestID: 7, Disposition: 3, Cert: request.Blob([]byte("full")), EncodedCert: request.Blob([]byte("certificate"))}},
+		"refused": {icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: request.Blob(nil), Request: request.Blob([]byte("refuse"))},
 			icertpassage.CertServerRequestResponse{RequestID: 8, Disposition: uint32(hresult.TemplateDenied)}},
-		"pending": {icertpassage.CertServerRequestRequest{Authority: "Corp CA", RequestID: 9, Attributes: blob(nil), Request: blob(nil)},
+		"pending": {icertpassage.CertServerRequestRequest{Authority: "Corp CA", RequestID: 9, Attributes: request.Blob(nil), Request: request.Blob(nil)},
 			icertpassage.CertServerRequestResponse{RequestID: 9, Disposition: 5}},
-		"no CA": {icertpassage.CertServerRequestRequest{Attributes: blob(nil), Request: blob([]byte("x"))},
+		"no CA": {icertpassage.CertServerRequestRequest{Attributes: request.Blob(nil), Request: request.Blob([]byte("x"))},
 			icertpassage.CertServerRequestResponse{Disposition: uint32(hresult.InvalidArg), Return: uint32(hresult.InvalidArg)}},
 	} {
 		out, err := i.Handle(t.Context(), call(), stubOf(t, &c.in))
@@ -104,7 +104,7 @@ func TestACallReachesThePipeline(t *testing.T) {
 func TestLowerLevelsDoNotReachThePipeline(t *testing.T) {
 	b := &backend{}
 	i := Interface(b)
-	stub := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob(nil), Request: blob([]byte("request"))})
+	stub := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: request.Blob(nil), Request: request.Blob([]byte("request"))})
 	for _, c := range []*server.Call{{Level: pdu.LevelPrivacy}, {Caller: call().Caller, Level: pdu.LevelIntegrity}} {
 		if _, err := i.Handle(t.Context(), c, stub); err == nil {
 			t.Errorf("%+v", c)
@@ -117,7 +117,7 @@ func TestLowerLevelsDoNotReachThePipeline(t *testing.T) {
 
 func TestLengthsOf4GiBTakeNoMemory(t *testing.T) {
 	i := Interface(&backend{})
-	good := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob([]byte("at")), Request: blob([]byte("request."))})
+	good := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: request.Blob([]byte("at")), Request: request.Blob([]byte("request."))})
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for at := 0; at+4 <= len(good); at += 4 {
@@ -139,7 +139,7 @@ func TestLengthsOf4GiBTakeNoMemory(t *testing.T) {
 }
 
 func FuzzStub(f *testing.F) {
-	f.Add(stubOf(f, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: blob(request.EncodeText("a:b")), Request: blob([]byte("request"))}))
+	f.Add(stubOf(f, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: request.Blob(request.EncodeText("a:b")), Request: request.Blob([]byte("request"))}))
 	i := Interface(&backend{})
 	f.Fuzz(func(t *testing.T, stub []byte) {
 		_, _ = i.Handle(t.Context(), call(), stub)

@@ -85,9 +85,6 @@ var (
 // FeatureResult acknowledges features, which stand where the reason stands else ([MS-RPCE] 2.2.2.4).
 func FeatureResult(f Features) Result { return Result{Result: resultNegotiateAck, Reason: uint16(f)} }
 
-// IsAccepted tells whether calls may use the context.
-func (r Result) IsAccepted() bool { return r.Result == resultAcceptance }
-
 // BindAck is the body of bind_ack and alter_context_resp (C706 12.6.4.4, 12.6.4.2).
 type BindAck struct {
 	MaxXmit, MaxRecv uint16
@@ -130,8 +127,6 @@ type NakReason uint16
 // The reasons of bind_nak.
 const (
 	NakNotSpecified   NakReason = 0
-	NakCongestion     NakReason = 1
-	NakLocalLimit     NakReason = 2
 	NakVersion        NakReason = 4
 	NakAuthType       NakReason = 8
 	NakInvalidToken   NakReason = 9

@@ -14,6 +14,9 @@ type Request struct {
 	Stub      []byte
 }
 
+// maxPad is what it takes to come to a multiple of 16 ([MS-RPCE] 2.2.2.11).
+const maxPad = 15
+
 // HeaderLength is how many octets of a request fragment are before the stub.
 func (h Header) HeaderLength() int {
 	if h.Flags&HasObject != 0 {
@@ -34,8 +37,9 @@ func ParseRequest(p *PDU) (*Request, error) {
 		r.Object = UUID(c.take(ObjectSize))
 	}
 	r.Stub = c.rest
-	if p.Trailer != nil && p.Trailer.Pad > len(r.Stub) {
-		return nil, fmt.Errorf("request: %d octets of padding in a stub of %d", p.Trailer.Pad, len(r.Stub))
+	// Without header signing nothing protects the number of octets of padding: it must not cut a verification trailer off.
+	if p.Trailer != nil && p.Trailer.Pad > min(len(r.Stub), maxPad) {
+		return nil, fmt.Errorf("request: %d octets of padding in a stub of %d; at most %d are allowed", p.Trailer.Pad, len(r.Stub), maxPad)
 	}
 	return r, nil
 }
@@ -102,7 +106,6 @@ const (
 	UnknownOperation Status = 0x1c010002 // nca_op_rng_error
 	UnknownContext   Status = 0x1c010003 // nca_unk_if
 	FragmentOrder    Status = 0x1c01000b // nca_proto_error
-	InvalidContext   Status = 0x1c00001a // nca_s_fault_context_mismatch
 
 	// Of DCOM, where a fault's status is an HRESULT ([MS-DCOM] 3.1.1.5.4).
 	Disconnected     Status = 0x80010108 // RPC_E_DISCONNECTED
@@ -114,7 +117,7 @@ const (
 var statusNames = map[Status]string{
 	AccessDenied: "ERROR_ACCESS_DENIED", ServerTooBusy: "RPC_S_SERVER_TOO_BUSY", ProtocolError: "RPC_S_PROTOCOL_ERROR", BadStub: "RPC_X_BAD_STUB_DATA",
 	SecurityError: "RPC_S_SEC_PKG_ERROR", CallFailed: "RPC_S_CALL_FAILED", CallTimeout: "RPC_S_CALL_CANCELLED", UnknownOperation: "nca_op_rng_error",
-	UnknownContext: "nca_unk_if", FragmentOrder: "nca_proto_error", InvalidContext: "nca_s_fault_context_mismatch",
+	UnknownContext: "nca_unk_if", FragmentOrder: "nca_proto_error",
 	Disconnected: "RPC_E_DISCONNECTED", VersionMismatch: "RPC_E_VERSION_MISMATCH", InvalidHeader: "RPC_E_INVALID_HEADER", InvalidExtension: "RPC_E_INVALID_EXTENSION",
 }
 

@@ -11,16 +11,7 @@ import (
 // UUID is as it travels: the first three fields are little-endian (C706 appendix A).
 type UUID [16]byte
 
-// ParseUUID reads the text form.
-func ParseUUID(text string) (UUID, error) {
-	u, err := uuid.Parse(text)
-	if err != nil {
-		return UUID{}, fmt.Errorf("%q: %w", text, err)
-	}
-	return swapped(u), nil
-}
-
-// MustUUID is ParseUUID for constants.
+// MustUUID reads the text form of a constant.
 func MustUUID(text string) UUID { return swapped(uuid.MustParse(text)) }
 
 // NewUUID is a random one (RFC 9562 version 4).

@@ -60,6 +60,7 @@ type Backend interface {
 // Reply is what became of a request that was not refused.
 type Reply struct {
 	RequestID   int64
+	CA          string // that a request which is asked about was sent to
 	Pending     bool
 	Revoked     bool // issued, and revoked since
 	Message     string
@@ -73,6 +74,7 @@ type Reply struct {
 // Refusal is the error of a request that was refused and has a number.
 type Refusal struct {
 	RequestID int64
+	CA        string // as in Reply
 	Err       *hresult.Error
 }
 
@@ -150,7 +152,17 @@ func do(ctx context.Context, b Backend, caller templates.Caller, in Args) (*Repl
 			}
 			return b.PollSerial(ctx, caller, ca, strings.ToLower(serial))
 		}
-		return b.Poll(ctx, caller, strconv.FormatUint(uint64(in.RequestID), 10))
+		reply, err := b.Poll(ctx, caller, strconv.FormatUint(uint64(in.RequestID), 10))
+		of := ""
+		if r, ok := errors.AsType[*Refusal](err); ok {
+			of = r.CA
+		} else if err == nil {
+			of = reply.CA
+		}
+		if of != "" && of != ca { // each CA has its own requests
+			return nil, hresult.New(hresult.PropertyEmpty, "the CA %q has no request %d of yours", ca, in.RequestID)
+		}
+		return reply, err
 	}
 	if err := checkFlags(in.Flags, in.Request); err != nil {
 		return nil, err
@@ -216,10 +228,13 @@ func refusal(in Args, err error) Answer {
 	return out
 }
 
-// MaxAttributes is how many octets the attributes may have; maxPairs how many pairs.
+// Limits of parameters ([MS-WCCE] 3.2.1.4.2.1, 3.2.1.4.3.1). Clients send longer attributes than the range says.
 const (
-	MaxAttributes = 64 << 10
-	maxPairs      = 256
+	MaxAuthority  = 1536     // UTF-16 units of pwszAuthority, with the final zero
+	MaxAttributes = 64 << 10 // octets
+	MaxStub       = wcce.MaxMessage + MaxAttributes + 8<<10
+
+	maxPairs = 256 // attributes
 )
 
 // ParseAttributes reads request attributes ([MS-WCCE] 2.2.2.7.10): lines of name and value with a colon between. A line without one is

@@ -1,11 +1,13 @@
 package request
 
 import (
+	"context"
 	"strings"
 	"testing"
 
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates"
 )
 
 func TestAttributesAreLines(t *testing.T) {
@@ -71,4 +73,37 @@ func FuzzAttributes(f *testing.F) {
 			}
 		}
 	})
+}
+
+// twoCAs have one request, which is of the CA A.
+type twoCAs struct{ refused bool }
+
+func (twoCAs) CA(authority string) string { return authority }
+
+func (twoCAs) Enroll(context.Context, templates.Caller, string, []wcce.NameValue, []byte) (*Reply, error) {
+	panic("not asked for")
+}
+
+func (b twoCAs) Poll(context.Context, templates.Caller, string) (*Reply, error) {
+	if b.refused {
+		return nil, &Refusal{RequestID: 7, CA: "A", Err: hresult.New(hresult.AdminDeniedRequest, "no")}
+	}
+	return &Reply{RequestID: 7, CA: "A", Certificate: []byte("certificate")}, nil
+}
+
+func (b twoCAs) PollSerial(ctx context.Context, caller templates.Caller, _, _ string) (*Reply, error) {
+	return b.Poll(ctx, caller, "")
+}
+
+func TestARequestIsOfOneCA(t *testing.T) {
+	for _, refused := range []bool{false, true} {
+		b := twoCAs{refused}
+		if out, _ := Do(t.Context(), b, templates.Caller{}, Args{Authority: "A", RequestID: 7}); out.RequestID != 7 || out.Result != 0 {
+			t.Errorf("%+v", out)
+		}
+		out, err := Do(t.Context(), b, templates.Caller{}, Args{Authority: "B", RequestID: 7})
+		if hresult.From(err).Code != hresult.PropertyEmpty || out.Certificate != nil || out.Result != hresult.PropertyEmpty || out.Disposition == Denied {
+			t.Errorf("asked about at another CA: %+v, %v", out, err)
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/kerberos"
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
+	"github.com/enrollgate/enrollgate/templates/security"
 )
 
 // Limits of one connection.
@@ -18,6 +19,7 @@ const (
 	maxContexts   = 256 // presentation contexts
 	maxProtection = 128 // security contexts; DCOM clients open one for each interface
 	maxUnfinished = 8   // of these that are not proven yet
+	maxRefusals   = 256 // calls that are not run
 )
 
 // protection is one security context of a connection: [MS-RPCE] 3.3.1.5.4 lets there be several, each with its own keys and numbers.
@@ -30,12 +32,22 @@ type protection struct {
 	session   *kerberos.Session   // from then on
 }
 
-func (p *protection) close() {
+// sid is whose context it is; empty where it is nil, which is nobody's.
+func (p *protection) sid() security.SID {
+	if p == nil || p.session == nil {
+		return ""
+	}
+	return p.session.Caller.SID
+}
+
+// closeContext ends a security context that is no longer among the connection's.
+func (k *conn) closeContext(p *protection) {
 	if p.handshake != nil {
 		p.handshake.Close()
 	}
 	if p.session != nil {
 		p.session.Close()
+		k.s.ended(p.sid())
 	}
 }
 
@@ -51,6 +63,10 @@ func (k *conn) bind(p *pdu.PDU) error {
 		k.signing = p.Flags&pdu.HeaderSigning != 0
 		k.contexts, k.contextIDs, k.assemblies = map[uint16]*Interface{}, map[uint32]*protection{}, map[uint32]*assembly{}
 		k.calls = map[uint32]*running{}
+		// Nothing is shared within an association group, so that any number does ([MS-RPCE] 3.3.1.5.6).
+		if k.group = b.Group; k.group == 0 {
+			k.group = max(1, random32())
+		}
 	}
 	auth, err := k.authenticate(p)
 	if err != nil {
@@ -66,7 +82,7 @@ func (k *conn) bind(p *pdu.PDU) error {
 	if k.signing {
 		flags |= p.Flags & pdu.HeaderSigning
 	}
-	ack := &pdu.BindAck{MaxXmit: pdu.MaxFragment, MaxRecv: pdu.MaxFragment, Group: k.s.join(k, b.Group)}
+	ack := &pdu.BindAck{MaxXmit: pdu.MaxFragment, MaxRecv: pdu.MaxFragment, Group: k.group}
 	kind := pdu.KindAlterResponse
 	if p.Kind == pdu.KindBind {
 		kind, ack.Address = pdu.KindBindAck, k.port()
@@ -210,7 +226,7 @@ func (k *conn) forgetContext(sc *protection) {
 	}
 	k.writing.Lock() // a response may be on its way under its keys
 	defer k.writing.Unlock()
-	sc.close()
+	k.closeContext(sc)
 }
 
 // unfinished counts security contexts that are not proven.

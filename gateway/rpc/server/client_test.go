@@ -46,7 +46,7 @@ func serve(t testing.TB, change func(*Options)) (s *Server, address string, log 
 	t.Helper()
 	logger, hook := test.NewNullLogger()
 	logger.SetLevel(logrus.DebugLevel)
-	opts := Options{Name: "test", Log: logger}
+	opts := Options{Name: "test", Log: logger, MaxAnonymous: 1 << 20}
 	if change != nil {
 		change(&opts)
 	}

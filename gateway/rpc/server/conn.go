@@ -33,18 +33,21 @@ type conn struct {
 	// Owned by Server.mu.
 	place   *list.Element // among those without a proven caller
 	callers map[security.SID]struct{}
-	group   uint32
+	large   int // octets of a large PDU that is being received
 
 	// Owned by the reader.
 	bound      bool
 	signing    bool // header signing
+	group      uint32
 	maxSend    int
 	contexts   map[uint16]*Interface
 	contextIDs map[uint32]*protection // by auth_context_id
 	connect    *protection            // what calls without a token belong to
 	assemblies map[uint32]*assembly
+	refusals   int
 
-	writing sync.Mutex // held while one response is written, and for the sending side of sessions
+	slots   chan struct{} // one for each call whose answer is not sent yet
+	writing sync.Mutex    // held while one response is written, and for the sending side of sessions
 
 	mu    sync.Mutex // guards what follows
 	calls map[uint32]*running
@@ -58,7 +61,7 @@ type running struct {
 }
 
 func newConn(s *Server, c net.Conn) *conn {
-	k := &conn{s: s, c: c, opened: time.Now(), callers: map[security.SID]struct{}{}, maxSend: pdu.MinFragment}
+	k := &conn{s: s, c: c, opened: time.Now(), callers: map[security.SID]struct{}{}, maxSend: pdu.MinFragment, slots: make(chan struct{}, 2*s.opts.MaxCalls)}
 	k.context, k.cancel = context.WithCancel(context.Background())
 	return k
 }
@@ -129,10 +132,10 @@ func (k *conn) close(why error) {
 	k.s.mu.Unlock()
 	k.done.Wait()
 	for _, a := range k.assemblies {
-		k.s.reserve(-len(a.stub))
+		k.free(a)
 	}
 	for _, p := range k.contextIDs {
-		p.close()
+		k.closeContext(p)
 	}
 }
 
@@ -167,6 +170,12 @@ func (k *conn) read() (*pdu.PDU, error) {
 			_ = k.write(pdu.EncodeNak(h.Call, pdu.NakVersion))
 		}
 		return nil, &endError{"protocol", err}
+	}
+	if h.Length > pdu.MaxFragment {
+		if !k.s.receive(k, h.Length) {
+			return nil, net.ErrClosed
+		}
+		defer k.s.receive(k, 0)
 	}
 	// A large bind gets its memory when most of it has come.
 	raw := make([]byte, min(h.Length, pdu.MaxFragment))
@@ -254,24 +263,34 @@ func (k *conn) cancelCall(p *pdu.PDU) {
 // drop forgets what has come of a request.
 func (k *conn) drop(call uint32) {
 	if a := k.assemblies[call]; a != nil {
-		k.s.reserve(-len(a.stub))
+		k.free(a)
 		delete(k.assemblies, call)
 	}
+}
+
+// free gives back the memory of an assembly.
+func (k *conn) free(a *assembly) {
+	k.s.reserve(a.sc.sid(), -len(a.stub))
+	a.stub = nil
 }
 
 // write sends one PDU.
 func (k *conn) write(b []byte) error {
 	k.writing.Lock()
 	defer k.writing.Unlock()
-	return k.writeLocked(b)
-}
-
-func (k *conn) writeLocked(b []byte) error {
-	if err := k.c.SetWriteDeadline(time.Now().Add(k.s.opts.WriteTime)); err != nil {
+	if err := k.patient(len(b)); err != nil {
 		return err
 	}
 	_, err := k.c.Write(b)
 	return err
+}
+
+// slowest is how many octets a second a client has to read.
+const slowest = 32 << 10
+
+// patient lets the client have time for an answer of n octets; writing is held.
+func (k *conn) patient(n int) error {
+	return k.c.SetWriteDeadline(time.Now().Add(k.s.opts.WriteTime + time.Duration(n/slowest)*time.Second))
 }
 
 // fault answers a call that is not run.

@@ -56,17 +56,16 @@ func (i *Interface) operation(n uint16) string {
 
 // Call is one call of an operation.
 type Call struct {
-	Caller      *templates.Caller // nil where nobody is proven
-	Level       pdu.Level
-	Provider    pdu.AuthType
-	Object      pdu.UUID // zero where the request names none
-	Interface   *Interface
-	Operation   uint16
-	Context     uint16 // presentation context
-	ID          uint32 // call_id, unique on the connection while the call runs
-	Association uint32
-	Remote      net.Addr
-	Local       net.Addr
+	Caller    *templates.Caller // nil where nobody is proven
+	Level     pdu.Level
+	Provider  pdu.AuthType
+	Object    pdu.UUID // zero where the request names none
+	Interface *Interface
+	Operation uint16
+	Context   uint16 // presentation context
+	ID        uint32 // call_id, unique on the connection while the call runs
+	Remote    net.Addr
+	Local     net.Addr
 
 	result string
 	fields logrus.Fields

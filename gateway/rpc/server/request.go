@@ -13,7 +13,7 @@ import (
 
 // assembly is a request of which some fragments have come.
 type assembly struct {
-	request *pdu.Request // of the first fragment
+	request pdu.Request // of the first fragment, without its stub
 	iface   *Interface
 	sc      *protection
 	stub    []byte
@@ -52,17 +52,14 @@ func (k *conn) request(p *pdu.PDU) error {
 		if status == pdu.FragmentOrder {
 			return k.outOfOrder(p, r, "the call has begun already")
 		}
-		k.s.opts.Observer.Refused(k.s.opts.Name, refusalOf(status))
-		k.logRefusal(p, r, a, sc, status)
-		if err := k.fault(p.Call, r.Context, status); err != nil {
+		if err := k.refuse(p, a, status); err != nil {
 			return err
 		}
-		a.refused = true
-		k.s.reserve(-len(a.stub))
-		a.stub = nil
 	}
 	if p.Flags&pdu.LastFragment == 0 {
-		k.assemblies[p.Call] = a
+		if k.assemblies[p.Call] = a; len(k.assemblies) > 2*k.s.opts.MaxAssemblies { // refused ones too, as what is to come of them is dropped
+			return protocolError("%d requests have begun, and none of them is whole", len(k.assemblies))
+		}
 		return nil
 	}
 	delete(k.assemblies, p.Call)
@@ -70,6 +67,18 @@ func (k *conn) request(p *pdu.PDU) error {
 		return nil
 	}
 	return k.dispatch(p, a)
+}
+
+// refuse answers a call that is not run, once.
+func (k *conn) refuse(p *pdu.PDU, a *assembly, status pdu.Status) error {
+	k.s.opts.Observer.Refused(k.s.opts.Name, refusalOf(status))
+	k.logRefusal(p, a, status)
+	if k.refusals++; k.refusals > maxRefusals {
+		return protocolError("%d calls were refused", k.refusals)
+	}
+	a.refused = true
+	k.free(a)
+	return k.fault(p.Call, a.request.Context, status)
 }
 
 func (k *conn) outOfOrder(p *pdu.PDU, r *pdu.Request, why string) error {
@@ -88,13 +97,13 @@ func refusalOf(s pdu.Status) string {
 	return "protocol"
 }
 
-func (k *conn) logRefusal(p *pdu.PDU, r *pdu.Request, a *assembly, sc *protection, status pdu.Status) {
-	log := k.s.opts.Log.WithField("remote", k.remote()).WithField("call", p.Call).WithField("code", status.String()).WithField("level", levelOf(sc).String())
+func (k *conn) logRefusal(p *pdu.PDU, a *assembly, status pdu.Status) {
+	log := k.s.opts.Log.WithField("remote", k.remote()).WithField("call", p.Call).WithField("code", status.String()).WithField("level", levelOf(a.sc).String())
 	if a.iface != nil {
-		log = log.WithField("interface", a.iface.Name).WithField("operation", a.iface.operation(r.Operation))
+		log = log.WithField("interface", a.iface.Name).WithField("operation", a.iface.operation(a.request.Operation))
 	}
-	if sc != nil && sc.session != nil {
-		log = log.WithField("caller", sc.session.Caller.Principal)
+	if a.sc != nil && a.sc.session != nil {
+		log = log.WithField("caller", a.sc.session.Caller.Principal)
 	}
 	log.Warn("RPC call refused")
 }
@@ -146,7 +155,8 @@ func (k *conn) open(p *pdu.PDU, r *pdu.Request) (*protection, error) {
 
 // begin looks at the first fragment of a request. The assembly is never nil.
 func (k *conn) begin(p *pdu.PDU, r *pdu.Request, sc *protection, before *assembly) (*assembly, pdu.Status) {
-	a := &assembly{request: r, sc: sc, iface: k.contexts[r.Context], began: time.Now()}
+	a := &assembly{request: *r, sc: sc, iface: k.contexts[r.Context], began: time.Now()}
+	a.request.Stub = nil // else the whole fragment would be kept, whatever it has around the stub
 	k.mu.Lock()
 	_, runs := k.calls[p.Call]
 	busy := len(k.calls) >= k.s.opts.MaxCalls
@@ -169,32 +179,50 @@ func (k *conn) add(a *assembly, stub []byte) pdu.Status {
 	switch {
 	case len(a.stub)+len(stub) > min(a.iface.MaxStub, maxStub):
 		return pdu.AccessDenied // as [MS-RPCE] 3.3.3.5.2 has it
+	case a.sc == nil && k.anonymous()+len(stub) > k.s.opts.MaxAnonymous:
+		return pdu.AccessDenied
 	case time.Since(a.began) > k.s.opts.CallTime:
 		return pdu.ProtocolError
-	case !k.s.reserve(len(stub)):
+	case !k.s.reserve(a.sc.sid(), len(stub)):
 		return pdu.ServerTooBusy
 	}
 	a.stub = append(a.stub, stub...)
 	return 0
 }
 
+// anonymous is how much of requests there is that are nobody's.
+func (k *conn) anonymous() (n int) {
+	for _, a := range k.assemblies {
+		if a.sc == nil {
+			n += len(a.stub)
+		}
+	}
+	return n
+}
+
 // dispatch runs a whole request in a goroutine of its own.
 func (k *conn) dispatch(p *pdu.PDU, a *assembly) error {
-	reserved := len(a.stub)
-	stub, err := pdu.CheckVerification(a.stub, pdu.Expected{HeaderSigning: k.signing, Interface: a.iface.Syntax, Request: a.request, Call: p.Call})
+	stub, err := pdu.CheckVerification(a.stub, pdu.Expected{HeaderSigning: k.signing, Interface: a.iface.Syntax, Request: &a.request, Call: p.Call})
 	if err != nil {
-		k.s.reserve(-reserved)
+		k.free(a)
 		_ = k.fault(p.Call, a.request.Context, pdu.AccessDenied)
 		return &endError{"token", fmt.Errorf("call %d: %w", p.Call, err)}
 	}
 	call := &Call{Level: levelOf(a.sc), Object: a.request.Object, Interface: a.iface, Operation: a.request.Operation, Context: a.request.Context, ID: p.Call,
-		Association: k.group, Remote: k.c.RemoteAddr(), Local: k.c.LocalAddr()}
+		Remote: k.c.RemoteAddr(), Local: k.c.LocalAddr()}
 	if a.sc != nil {
 		caller := a.sc.session.Caller
 		call.Caller, call.Provider = &caller, a.sc.provider
 	}
+	select { // a client that does not read its answers has to, before more of it is read
+	case k.slots <- struct{}{}:
+	case <-k.context.Done():
+		k.free(a)
+		return k.context.Err()
+	}
 	if !k.s.begin(call.sid()) {
-		k.s.reserve(-reserved)
+		k.free(a)
+		<-k.slots
 		k.s.opts.Observer.Refused(k.s.opts.Name, "busy")
 		return k.fault(p.Call, call.Context, pdu.ServerTooBusy)
 	}
@@ -204,18 +232,18 @@ func (k *conn) dispatch(p *pdu.PDU, a *assembly) error {
 	k.calls[p.Call] = r
 	k.mu.Unlock()
 	k.done.Add(1)
-	maybe := p.Flags&pdu.Maybe != 0
 	go func() {
 		defer k.done.Done()
+		defer func() { <-k.slots }()
+		defer k.s.end(call.sid())
 		defer cancel()
 		began := time.Now()
 		out, err := k.run(ctx, call, stub)
 		k.logCall(call, time.Since(began), err)
-		k.s.reserve(-reserved)
-		k.s.end(call.sid())
+		k.s.reserve(call.sid(), -len(a.stub))
 		k.mu.Lock()
-		delete(k.calls, p.Call)
-		silent := r.orphaned || maybe
+		delete(k.calls, p.Call) // the client may use the number again when it has the answer
+		silent := r.orphaned || p.Flags&pdu.Maybe != 0
 		k.mu.Unlock()
 		if !silent {
 			k.answer(call, a.sc, out, err)
@@ -243,25 +271,31 @@ func (k *conn) run(ctx context.Context, call *Call, stub []byte) (out []byte, er
 
 // answer sends the response, in as many fragments as it needs, or a fault.
 func (k *conn) answer(call *Call, sc *protection, out []byte, err error) {
-	k.writing.Lock()
-	defer k.writing.Unlock()
+	if err == nil && !k.s.reserve(call.sid(), len(out)) {
+		err = &Fault{Status: pdu.ServerTooBusy}
+	}
 	if err == nil {
 		err = k.respond(call, sc, out)
+		k.s.reserve(call.sid(), -len(out))
 	} else {
-		status, ok := pdu.CallFailed, false
-		var f *Fault
-		if f, ok = errors.AsType[*Fault](err); ok {
+		status := pdu.CallFailed
+		if f, ok := errors.AsType[*Fault](err); ok {
 			status = f.Status
 		}
-		err = k.writeLocked(pdu.EncodeFault(0, call.ID, call.Context, status))
+		err = k.write(pdu.EncodeFault(0, call.ID, call.Context, status))
 	}
 	if err != nil { // what was decided is in the ledger; the client asks again
 		_ = k.c.Close()
 	}
 }
 
-// respond writes the fragments; each is one token. writing is held.
+// respond writes the fragments; each is one token.
 func (k *conn) respond(call *Call, sc *protection, out []byte) error {
+	k.writing.Lock()
+	defer k.writing.Unlock()
+	if err := k.patient(len(out)); err != nil {
+		return err
+	}
 	var trailer *pdu.Trailer
 	token := 0
 	if sc != nil && sc.level > pdu.LevelConnect {
@@ -282,7 +316,7 @@ func (k *conn) respond(call *Call, sc *protection, out []byte) error {
 		if err := k.protect(sc, f); err != nil {
 			return err
 		}
-		if err := k.writeLocked(f.Raw); err != nil {
+		if _, err := k.c.Write(f.Raw); err != nil {
 			return err
 		}
 		if flags &^= pdu.FirstFragment; flags&pdu.LastFragment != 0 {
@@ -302,6 +336,7 @@ func (k *conn) protect(sc *protection, f *pdu.Fragment) error {
 	if sc.level == pdu.LevelPrivacy {
 		return sc.session.Seal(f.Token, header, f.Stub, trailer)
 	}
-	copy(f.Token, sc.session.Sign(header, f.Stub, trailer))
-	return nil
+	token, err := sc.session.Sign(header, f.Stub, trailer)
+	copy(f.Token, token)
+	return err
 }

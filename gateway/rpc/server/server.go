@@ -14,7 +14,7 @@
 //
 // A Server is one TCP port. The gateway has two: one for the endpoint mapper (port 135), where DCOM's resolver and activator belong
 // too, and one for all else. An interface may be registered at both. A Handler gets a Call: who calls (Caller, proven by Kerberos, nil for the interfaces that anybody may call), at which level, the object UUID, which
-// in DCOM is the IPID and names the object, the presentation context, the association group, and the addresses of both ends. Which
+// in DCOM is the IPID and names the object, the presentation context, and the addresses of both ends. Which
 // objects there are is the handler's business: all calls of an interface reach its one Handler, whatever object they name. Object UUIDs,
 // and context handles, are bearer tokens unless the handler keeps the caller's SID beside them, which it must.
 //
@@ -24,10 +24,13 @@
 //
 // # What is bounded
 //
-// A connection has at most one call's fragments times Options.MaxAssemblies in memory, never more than Interface.MaxStub each, and all
-// connections together Options.MaxMemory; MaxCalls calls at a time; a deadline on every read and write. A caller, by SID, has
-// MaxPerCaller connections and as many calls at a time. Where MaxConnections is reached, a new connection takes the place of the oldest
-// one that has proven no caller.
+// A connection has at most one call's fragments times Options.MaxAssemblies in memory, never more than Interface.MaxStub each, and of those
+// of nobody MaxAnonymous together; MaxCalls calls at a time, and as many answers that are not sent yet: a client that does not read them
+// is not read either. All connections together have Options.MaxMemory for requests and answers, of which an account never takes more than
+// an eighth of what it leaves to others, but for one answer. Every read and write has a deadline. A caller, by SID, has MaxPerCaller
+// connections, as many calls at a time, and four times as many security contexts. Where MaxConnections is reached, a new connection takes
+// the place of the oldest one that has proven no caller; those that have are three quarters at most, where a new caller takes the place
+// of who has most.
 package server
 
 import (
@@ -58,12 +61,13 @@ type Options struct {
 	MaxPerCaller   int   // connections, and calls at a time, of one account; 256
 	MaxCalls       int   // at a time on one connection; 8
 	MaxAssemblies  int   // requests on one connection of which some fragments have come; 8
-	MaxMemory      int64 // octets of requests that are being received or served; 128 MiB
+	MaxAnonymous   int   // octets of requests on one connection that are nobody's; 4 KiB
+	MaxMemory      int64 // octets of requests that are being received or served, and of answers that are being sent; 128 MiB
 
 	FirstTime time.Duration // for a connection's bind; 15 s
 	ProofTime time.Duration // for all legs of an authentication; 30 s
 	ReadTime  time.Duration // for the rest of a PDU, and between the fragments of a request; 20 s
-	WriteTime time.Duration // for one response; 30 s
+	WriteTime time.Duration // for one response; 30 s, and a second more for each 32 KiB
 	IdleTime  time.Duration // without a call; 15 min, and a minute for those who have proven no caller
 	CallTime  time.Duration // for a handler; 2 min
 }
@@ -86,20 +90,23 @@ type Server struct {
 	conns     map[*conn]struct{}
 	unproven  *list.List // of *conn, the oldest first
 	callers   map[security.SID]*usage
-	groups    map[uint32]int // connections of each association group
 	memory    int64
+	large     int64          // octets of large PDUs of connections without a proven caller
 	running   sync.WaitGroup // connections
 }
 
 // usage is what one account has at a time.
-type usage struct{ connections, calls int }
+type usage struct {
+	connections, calls, contexts int
+	memory                       int64
+}
 
 // New returns a server without interfaces.
 func New(opts Options) *Server {
 	for _, d := range []struct {
 		value *int
 		other int
-	}{{&opts.MaxConnections, 16384}, {&opts.MaxPerCaller, 256}, {&opts.MaxCalls, 8}, {&opts.MaxAssemblies, 8}} {
+	}{{&opts.MaxConnections, 16384}, {&opts.MaxPerCaller, 256}, {&opts.MaxCalls, 8}, {&opts.MaxAssemblies, 8}, {&opts.MaxAnonymous, 4 << 10}} {
 		if *d.value == 0 {
 			*d.value = d.other
 		}
@@ -125,7 +132,7 @@ func New(opts Options) *Server {
 		opts.Observer = nobody{}
 	}
 	return &Server{opts: opts, listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}, unproven: list.New(),
-		callers: map[security.SID]*usage{}, groups: map[uint32]int{}}
+		callers: map[security.SID]*usage{}}
 }
 
 type nobody struct{}
@@ -183,7 +190,6 @@ func (s *Server) admit(c net.Conn) {
 	k := newConn(s, c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var displaced *conn
 	if len(s.conns) >= s.opts.MaxConnections {
 		oldest := s.unproven.Front()
 		if oldest == nil {
@@ -191,10 +197,7 @@ func (s *Server) admit(c net.Conn) {
 			_ = c.Close()
 			return
 		}
-		displaced = oldest.Value.(*conn)
-		s.forget(displaced)
-		_ = displaced.c.Close()
-		s.opts.Observer.Refused(s.opts.Name, "displaced")
+		s.displace(oldest.Value.(*conn))
 	}
 	if s.closing {
 		_ = c.Close()
@@ -216,53 +219,112 @@ func (s *Server) forget(k *conn) {
 		return
 	}
 	delete(s.conns, k)
+	s.large, k.large = s.large-int64(k.large), 0
 	s.opts.Observer.Connections(s.opts.Name, -1)
 	if k.place != nil {
 		s.unproven.Remove(k.place)
 		k.place = nil
 	}
 	for sid := range k.callers {
-		s.use(sid, -1, 0)
-	}
-	if k.group != 0 {
-		if s.groups[k.group]--; s.groups[k.group] <= 0 {
-			delete(s.groups, k.group)
-		}
+		s.use(sid, usage{connections: -1})
 	}
 }
 
+// displace ends a connection in favour of another one; mu is held.
+func (s *Server) displace(k *conn) {
+	s.forget(k)
+	_ = k.c.Close()
+	s.opts.Observer.Refused(s.opts.Name, "displaced")
+}
+
 // use changes what an account has; mu is held.
-func (s *Server) use(sid security.SID, connections, calls int) {
+func (s *Server) use(sid security.SID, change usage) {
 	u := s.callers[sid]
 	if u == nil {
 		u = &usage{}
 		s.callers[sid] = u
 	}
-	u.connections += connections
-	u.calls += calls
+	u.connections += change.connections
+	u.calls += change.calls
+	u.contexts += change.contexts
+	u.memory += change.memory
 	if *u == (usage{}) {
 		delete(s.callers, sid)
 	}
 }
 
-// proven notes that a connection has an account's session. It tells whether that account may have another connection.
+// receive notes that a connection without a proven caller receives a large PDU; 0 octets: no more. Tickets may be large. Where too many come
+// at a time, the oldest connections give way, in which they should have come long ago; false if this is one.
+func (s *Server) receive(k *conn, n int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k.place == nil { // proven, or displaced
+		return true
+	}
+	s.large, k.large = s.large+int64(n-k.large), n
+	for k.place != nil && s.large > s.opts.MaxMemory/2 {
+		s.displace(s.unproven.Front().Value.(*conn))
+	}
+	return k.place != nil
+}
+
+// contextsEach is how many security contexts an account may have for each of its connections, if it has all that it may: each has the
+// account's groups, of which there may be many.
+const contextsEach = 4
+
+// proven notes that a connection has one more session of an account. It tells whether that account may.
 func (s *Server) proven(k *conn, sid security.SID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.conns[k]; !ok {
 		return false // displaced this moment
 	}
+	if u := s.callers[sid]; u != nil && u.contexts >= contextsEach*s.opts.MaxPerCaller {
+		return false
+	}
 	if _, ok := k.callers[sid]; !ok {
 		if u := s.callers[sid]; u != nil && u.connections >= s.opts.MaxPerCaller {
 			return false
 		}
+		if k.place != nil && !s.roomFor(sid) {
+			return false
+		}
 		k.callers[sid] = struct{}{}
-		s.use(sid, 1, 0)
+		s.use(sid, usage{connections: 1})
 	}
+	s.use(sid, usage{contexts: 1})
 	if k.place != nil {
 		s.unproven.Remove(k.place)
 		k.place = nil
 	}
+	return true
+}
+
+// roomFor lets an account have one more of the connections with a proven caller. Where they are as many as may be, that costs a
+// connection of the account that has most; false where this is that account. mu is held.
+func (s *Server) roomFor(sid security.SID) bool {
+	if len(s.conns)-s.unproven.Len() < s.opts.MaxConnections-s.opts.MaxConnections/4 {
+		return true
+	}
+	var most security.SID
+	own, found := 0, 0
+	for other, u := range s.callers {
+		if other == sid {
+			own = u.connections
+		} else if u.connections > found {
+			most, found = other, u.connections
+		}
+	}
+	var oldest *conn
+	for k := range s.conns {
+		if _, ok := k.callers[most]; ok && (oldest == nil || k.opened.Before(oldest.opened)) {
+			oldest = k
+		}
+	}
+	if found <= own+1 || oldest == nil {
+		return false
+	}
+	s.displace(oldest)
 	return true
 }
 
@@ -274,52 +336,47 @@ func (s *Server) begin(sid security.SID) bool {
 		return false
 	}
 	if sid != "" {
-		s.use(sid, 0, 1)
+		s.use(sid, usage{calls: 1})
 	}
 	return true
+}
+
+// ended takes a session off the books.
+func (s *Server) ended(sid security.SID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.use(sid, usage{contexts: -1})
 }
 
 func (s *Server) end(sid security.SID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if sid != "" {
-		s.use(sid, 0, -1)
+		s.use(sid, usage{calls: -1})
 	}
 }
 
-// reserve takes n octets of the memory for requests; a negative n gives them back.
-func (s *Server) reserve(n int) bool {
+// reserve takes n octets of the memory for an account; a negative n gives them back. Who has an eighth of what is free gets no more, so
+// that some is left for the next one after many who take all that they can. One answer may have half of it.
+func (s *Server) reserve(sid security.SID, n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n > 0 && s.memory+int64(n) > s.opts.MaxMemory {
+	free, own := s.opts.MaxMemory-s.memory-int64(n), int64(0) // free when it is taken
+	if u := s.callers[sid]; u != nil {
+		own = u.memory + int64(n)
+	}
+	share := free / 8
+	if own == int64(n) { // it has nothing else: an answer may be large
+		share = free
+	}
+	if n > 0 && (free < 0 || share < own) {
 		return false
 	}
 	s.memory += int64(n)
+	if sid != "" && n != 0 {
+		s.use(sid, usage{memory: int64(n)})
+	}
 	return true
-}
-
-// join adds a connection to an association group ([MS-RPCE] 3.3.1.5.6); 0 asks for a new one.
-func (s *Server) join(k *conn, group uint32) uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if k.group != 0 && (group == 0 || group == k.group) {
-		return k.group
-	}
-	for group == 0 {
-		if g := random32(); s.groups[g] == 0 {
-			group = g
-		}
-	}
-	if _, ok := s.conns[k]; ok {
-		s.groups[group]++
-		if k.group != 0 {
-			if s.groups[k.group]--; s.groups[k.group] <= 0 {
-				delete(s.groups, k.group)
-			}
-		}
-		k.group = group
-	}
-	return group
 }
 
 // Shutdown takes no more connections and calls, waits for the calls under way, until ctx ends, and closes all connections.

@@ -166,8 +166,22 @@ func TestFragmentsBothWays(t *testing.T) {
 	if r := p.receive(); r == nil || !bytes.Equal(r.Body[8:], object[:]) {
 		t.Errorf("%+v", r)
 	}
-	if s.memory != 0 {
-		t.Errorf("%d octets are still reserved", s.memory)
+	isReserved(t, s, 0)
+}
+
+// isReserved waits until so much memory is taken.
+func isReserved(t *testing.T, s *Server, want int64) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		s.mu.Lock()
+		memory := s.memory
+		s.mu.Unlock()
+		if memory == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d octets are reserved, want %d", memory, want)
+		}
 	}
 }
 
@@ -212,22 +226,13 @@ func TestWhatIsTooLarge(t *testing.T) {
 	p.wantFault(pdu.AccessDenied)
 	p.send(requestPDU(pdu.LastFragment, 2, 0, 0, part))
 	send(p, 3, 9)
+	isReserved(t, s, 9*int64(len(part)))
 	q := bound(t, address)
 	send(q, 3, 10) // more than all may have
 	q.wantFault(pdu.ServerTooBusy)
 	q.wantEcho(4, "small")
 	p.Close()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		s.mu.Lock()
-		memory := s.memory
-		s.mu.Unlock()
-		if memory == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d octets are still reserved", memory)
-		}
-	}
+	isReserved(t, s, 0)
 	for i := range uint32(8) {
 		q.send(requestPDU(pdu.FirstFragment, 10+i, 0, 0, []byte("x")))
 	}
@@ -414,8 +419,8 @@ func FuzzConnection(f *testing.F) {
 		_, _ = client.Write(sent)
 		client.Close()
 		s.running.Wait()
-		if s.memory != 0 || len(s.conns) != 0 || len(s.groups) != 0 {
-			t.Errorf("%d octets, %d connections, %d groups are left", s.memory, len(s.conns), len(s.groups))
+		if s.memory != 0 || len(s.conns) != 0 || len(s.callers) != 0 {
+			t.Errorf("%d octets, %d connections, %d callers are left", s.memory, len(s.conns), len(s.callers))
 		}
 	})
 }
