@@ -53,10 +53,10 @@ func openFile(path string) (*sql.DB, error) {
 	return sql.OpenDB(connector), nil
 }
 
-// create writes the file's first page, which fixes the size of all. Of SQLite's own size, 4096 octets, an archived key would
-// fill one, and half of it with nothing.
+// create writes the file's first page, which fixes the size of all. Of SQLite's own size, 4096 octets, an archived key would fill one, and
+// half of it with nothing; with larger ones than 8192 each enrollment writes more, as it changes one of each index.
 func create(address string) error {
-	handle, err := sql.Open("sqlite", address+"?_pragma=busy_timeout(10000)&_pragma=page_size(16384)")
+	handle, err := sql.Open("sqlite", address+"?_pragma=busy_timeout(10000)&_pragma=page_size(8192)")
 	if err != nil {
 		return err
 	}
