@@ -7,26 +7,16 @@ import sys
 
 from impacket.dcerpc.v5 import dcomrt
 from impacket.dcerpc.v5.dcomrt import DCOMANSWER, DCOMCALL
-from impacket.dcerpc.v5.dtypes import DWORD, LONG, LPWSTR, NULL, ULONG
-from impacket.dcerpc.v5.ndr import NDRPOINTER, NDRSTRUCT, NDRUniConformantArray
+from impacket.dcerpc.v5.dtypes import DWORD, LONG, LPWSTR, NULL
+from impacket.dcerpc.v5.ndr import NDRSTRUCT, NDRUniConformantArray
 from impacket.uuid import string_to_bin, uuidtup_to_bin
+
+from blobs import CERTTRANSBLOB, POctets
 
 REQUEST = string_to_bin("d99e6e74-fc88-11d0-b498-00a0c90312f3"), uuidtup_to_bin(("d99e6e70-fc88-11d0-b498-00a0c90312f3", "0.0"))
 REQUEST2 = uuidtup_to_bin(("5422fd3a-d4b8-4cef-a12e-e87d4ca22e90", "0.0"))
 ADMIN = string_to_bin("d99e6e73-fc88-11d0-b498-00a0c90312f3"), uuidtup_to_bin(("d99e6e71-fc88-11d0-b498-00a0c90312f3", "0.0"))
 ADMIN2 = uuidtup_to_bin(("7fe0d935-dda6-443f-85d0-1cfb58fe41dd", "0.0"))
-
-
-class Octets(NDRUniConformantArray):
-    item = "c"
-
-
-class POctets(NDRPOINTER):
-    referent = (("Data", Octets),)
-
-
-class CERTTRANSBLOB(NDRSTRUCT):
-    structure = (("cb", ULONG), ("pb", POctets))
 
 
 class CERTVIEWRESTRICTION(NDRSTRUCT):

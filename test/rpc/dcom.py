@@ -5,7 +5,6 @@ import os
 import sys
 
 from impacket.dcerpc.v5 import dcomrt, transport
-from impacket.dcerpc.v5.dcom import oaut  # noqa: F401  registers nothing, but shows that the package is whole
 from impacket.dcerpc.v5.dtypes import GUID, HRESULT, LPWSTR, NULL
 from impacket.uuid import bin_to_string, string_to_bin, uuidtup_to_bin
 

@@ -2,11 +2,9 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"net"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/oiweiwei/go-msrpc/dcerpc"
 	msdcom "github.com/oiweiwei/go-msrpc/msrpc/dcom"
@@ -74,18 +72,7 @@ func startDCOM(t testing.TB, change func(*dcom.Options)) *exporter {
 		}
 		s := server.New(server.Options{Name: port, Acceptor: acceptor.ForRPC(), Log: log})
 		register(s)
-		ended := make(chan error, 1)
-		go func() { ended <- s.Serve(l) }()
-		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(background, 5*time.Second)
-			defer cancel()
-			if err := s.Shutdown(ctx); err != nil {
-				t.Error(err)
-			}
-			if err := <-ended; !errors.Is(err, server.ErrClosed) {
-				t.Error(err)
-			}
-		})
+		serve(t, s, l)
 	}
 	return x
 }

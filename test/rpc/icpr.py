@@ -5,24 +5,14 @@ import json
 import sys
 
 from impacket.dcerpc.v5 import epm, transport
-from impacket.dcerpc.v5.dtypes import DWORD, LPWSTR, ULONG, PBYTE
-from impacket.dcerpc.v5.ndr import NDRCALL, NDRSTRUCT, NDRPOINTER, NDRUniConformantArray
+from impacket.dcerpc.v5.dtypes import DWORD, LPWSTR, ULONG
+from impacket.dcerpc.v5.ndr import NDRCALL
 from impacket.dcerpc.v5.rpcrt import RPC_C_AUTHN_GSS_NEGOTIATE, RPC_C_AUTHN_LEVEL_PKT_PRIVACY, DCERPCException
 from impacket.uuid import uuidtup_to_bin
 
+from blobs import CERTTRANSBLOB
+
 ICPR = uuidtup_to_bin(("91ae6020-9e3c-11cf-8d7c-00aa00c091be", "0.0"))
-
-
-class Octets(NDRUniConformantArray):
-    item = "c"
-
-
-class POctets(NDRPOINTER):
-    referent = (("Data", Octets),)
-
-
-class CERTTRANSBLOB(NDRSTRUCT):
-    structure = (("cb", ULONG), ("pb", POctets))
 
 
 class CertServerRequest(NDRCALL):

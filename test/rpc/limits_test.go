@@ -57,6 +57,11 @@ func bare(t testing.TB, change func(*server.Options)) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serve(t, s, l)
+}
+
+// serve runs a server until the test ends.
+func serve(t testing.TB, s *server.Server, l net.Listener) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(l) }()
 	t.Cleanup(func() {
