@@ -288,17 +288,9 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 	}
 	ctx = context.WithoutCancel(ctx) // a client that goes away leaves nothing half done
 	result, _ := g.attempt(ctx, row, order, first)
-	// The reply is made while the result is being written, and goes out when that is durable.
-	type made struct {
-		reply *Reply
-		err   error
-	}
-	ahead, next := make(chan made, 1), *row
+	next := *row
 	next.Apply(result)
-	go func() {
-		reply, err := g.reply(ctx, ca, &next)
-		ahead <- made{reply, err}
-	}()
+	reply := g.replyAhead(ctx, ca, &next)
 	laps := g.metrics.laps()
 	err = g.Ledger.Finish(ctx, row.ID, "gateway", result)
 	laps.done("close", err)
@@ -310,8 +302,7 @@ func (g *Gateway) issue(ctx context.Context, ca *CA, row *ledger.Row, first bool
 		return g.reply(ctx, ca, row)
 	}
 	g.finished(ctx, row, result)
-	m := <-ahead
-	return m.reply, m.err
+	return reply()
 }
 
 // attempt makes one attempt at an order, and tells how the row goes on; silent is why there is no answer.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strconv"
 
 	"github.com/enrollgate/enrollgate/gateway/ledger"
@@ -56,6 +57,27 @@ func (g *Gateway) reply(ctx context.Context, ca *CA, row *ledger.Row) (*Reply, e
 		return nil, fmt.Errorf("request %d: response: %w", row.ID, err)
 	}
 	return r, nil
+}
+
+// replyAhead makes the reply to what is being recorded meanwhile. What it returns waits for the reply, which may go out only when the
+// record is durable.
+func (g *Gateway) replyAhead(ctx context.Context, ca *CA, row *ledger.Row) func() (*Reply, error) {
+	var reply *Reply
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			if p := recover(); p != nil { // of this request alone
+				reply, err = nil, fmt.Errorf("request %d: making the reply: panic: %v\n%s", row.ID, p, debug.Stack())
+			}
+		}()
+		reply, err = g.reply(ctx, ca, row)
+	}()
+	return func() (*Reply, error) {
+		<-done
+		return reply, err
+	}
 }
 
 // Poll tells what became of a request. Only its own caller learns that it exists.
