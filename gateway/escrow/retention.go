@@ -50,45 +50,19 @@ const lastEnd = `CASE WHEN e.source = 'import' THEN
 
 // fillKeyIDs looks at certificates whose key was never looked at: an earlier version has recorded them.
 func (e *Escrow) fillKeyIDs(ctx context.Context) error {
-	for {
-		found, err := e.withoutKeyID(ctx)
-		if err != nil || len(found) == 0 {
-			return err
-		}
-		if err := e.o.DB.Write(ctx, func(tx *sql.Tx) error {
-			for id, keyID := range found {
-				if _, err := tx.Exec("UPDATE requests SET key_id = ? WHERE id = ?", keyID, id); err != nil {
-					return fmt.Errorf("request %d: %w", id, err)
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	}
-}
-
-func (e *Escrow) withoutKeyID(ctx context.Context) (map[int64][]byte, error) {
-	rows, err := e.o.DB.SQL.QueryContext(ctx, "SELECT id, certificate FROM requests WHERE state = 'issued' AND key_id = ? LIMIT 500", []byte{})
-	if err != nil {
-		return nil, fmt.Errorf("certificates: %w", err)
-	}
-	defer rows.Close()
-	out := map[int64][]byte{}
-	for rows.Next() {
-		var id int64
-		var der []byte
-		if err := rows.Scan(&id, &der); err != nil {
-			return nil, fmt.Errorf("certificates: %w", err)
-		}
+	err := e.o.DB.Fill(ctx, func(tx *sql.Tx, id int64, der []byte) error {
 		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("request %d: stored certificate: %w", id, err)
+			return fmt.Errorf("request %d: stored certificate: %w", id, err)
 		}
 		sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-		out[id] = sum[:]
+		_, err = tx.Exec("UPDATE requests SET key_id = ? WHERE id = ?", sum[:], id)
+		return err
+	}, "SELECT id, certificate FROM requests WHERE state = 'issued' AND key_id = ?", []byte{})
+	if err != nil {
+		return fmt.Errorf("keys of certificates: %w", err)
 	}
-	return out, rows.Err()
+	return nil
 }
 
 // RetentionOptions are what a Retention works with.

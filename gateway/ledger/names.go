@@ -40,40 +40,12 @@ func (q *Query) named() (conditions []string, args []any) {
 
 // FillNames looks at certificates that were never looked at: an earlier version has recorded them, or an import.
 func (l *Ledger) FillNames(ctx context.Context) error {
-	for {
-		found, err := l.unnamed(ctx)
-		if err != nil || len(found) == 0 {
-			return err
-		}
-		if err := l.db.Write(ctx, func(tx *sql.Tx) error {
-			for id, der := range found {
-				if _, err := tx.Exec("UPDATE requests SET "+setNames+" WHERE id = ?", append(namesOf(der), id)...); err != nil {
-					return fmt.Errorf("ledger: request %d: %w", id, err)
-				}
-			}
-			return nil
-		}); err != nil {
-			return err
-		}
-	}
-}
-
-func (l *Ledger) unnamed(ctx context.Context) (map[int64][]byte, error) {
-	rows, err := l.db.SQL.QueryContext(ctx, "SELECT id, certificate FROM requests WHERE state = 'issued' AND certificate_hash = '' AND certificate IS NOT NULL LIMIT 500")
+	err := l.db.Fill(ctx, func(tx *sql.Tx, id int64, der []byte) error {
+		_, err := tx.Exec("UPDATE requests SET "+setNames+" WHERE id = ?", append(namesOf(der), id)...)
+		return err
+	}, "SELECT id, certificate FROM requests WHERE state = 'issued' AND certificate_hash = '' AND length(certificate) > 0")
 	if err != nil {
-		return nil, fmt.Errorf("ledger: certificates: %w", err)
+		return fmt.Errorf("ledger: names of certificates: %w", err)
 	}
-	defer rows.Close()
-	out := map[int64][]byte{}
-	for rows.Next() {
-		var id int64
-		var der []byte
-		if err := rows.Scan(&id, &der); err != nil {
-			return nil, fmt.Errorf("ledger: certificates: %w", err)
-		}
-		if len(der) > 0 {
-			out[id] = der
-		}
-	}
-	return out, rows.Err()
+	return nil
 }

@@ -250,6 +250,45 @@ func safely(tx *sql.Tx, do func(*sql.Tx) error) (err error) {
 	return do(tx)
 }
 
+// Fill sets what rows lack that an earlier version has written: query finds them, a page at a time, by number and one value; set has to
+// change each so that query does not find it again.
+func (db *DB) Fill(ctx context.Context, set func(tx *sql.Tx, id int64, value []byte) error, query string, args ...any) error {
+	for {
+		found, err := db.lacking(ctx, query, args)
+		if err != nil || len(found) == 0 {
+			return err
+		}
+		if err := db.Write(ctx, func(tx *sql.Tx) error {
+			for id, value := range found {
+				if err := set(tx, id, value); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+}
+
+func (db *DB) lacking(ctx context.Context, query string, args []any) (map[int64][]byte, error) {
+	rows, err := db.SQL.QueryContext(ctx, query+" LIMIT 500", args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[int64][]byte{}
+	for rows.Next() {
+		var id int64
+		var value []byte
+		if err := rows.Scan(&id, &value); err != nil {
+			return nil, err
+		}
+		out[id] = value
+	}
+	return out, rows.Err()
+}
+
 // Scrub overwrites what was deleted, as far as it is in the power of the database: the write-ahead log of SQLite is emptied, and
 // PostgreSQL is told that the old rows' place is free. Backups, and what a file system or a disk keeps of files, are beyond it.
 func (db *DB) Scrub(ctx context.Context) error {
