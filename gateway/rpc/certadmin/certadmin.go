@@ -117,7 +117,7 @@ func (a *Admin) methods() map[uint16]server.Handler {
 		18: orpc.Handler(orpc.Layout{authority}, a.ping),
 		19: orpc.Handler(orpc.Layout{authority}, a.getServerState),
 	}
-	a.refuse(out)
+	a.refuse(out, refused)
 	return out
 }
 
@@ -132,7 +132,7 @@ func (a *Admin) methods2() map[uint16]server.Handler {
 		44: orpc.Handler(orpc.Layout{authority, orpc.String(maxName), orpc.RefString(maxName)}, a.getConfigEntry),
 		47: orpc.Handler(orpc.Layout{authority}, a.getMyRoles),
 	}
-	a.refuse2(out)
+	a.refuse(out, refused2)
 	return out
 }
 

@@ -1,11 +1,8 @@
 package certadmin
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +18,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
+	"github.com/enrollgate/enrollgate/gateway/rpc/server/servertest"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/templates/security"
@@ -346,27 +344,7 @@ func TestEveryOperationIsServedOrRefused(t *testing.T) {
 
 func TestLengthsOf4GiBTakeNoMemory(t *testing.T) {
 	i := New(filled(3), nil).Interfaces()[1]
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for operation, good := range stubs(t) {
-		for at := 0; at+4 <= len(good); at += 4 {
-			for _, value := range []uint32{0xffffffff, 0x7fffffff, 0x80000000} {
-				stub := bytes.Clone(good)
-				binary.LittleEndian.PutUint32(stub[at:], value)
-				c := callOf("manager", 1)
-				c.Operation = operation
-				if _, err := i.Handle(t.Context(), c, stub); err != nil {
-					if _, ok := errors.AsType[*server.Fault](err); !ok {
-						t.Errorf("operation %d: %v", operation, err)
-					}
-				}
-			}
-		}
-	}
-	runtime.ReadMemStats(&after)
-	if used := after.TotalAlloc - before.TotalAlloc; used > 16<<20 {
-		t.Errorf("%d octets", used)
-	}
+	servertest.Lengths(t, i, stubs(t), func() *server.Call { return callOf("manager", 1) }, 16<<20)
 }
 
 func FuzzStubs(f *testing.F) {

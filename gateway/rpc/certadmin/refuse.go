@@ -32,9 +32,16 @@ func (a *Admin) refusal(answer func(result int32) ndr.Marshaler) server.Handler 
 	}
 }
 
-// refuse adds the methods of ICertAdminD that are not served.
-func (a *Admin) refuse(to map[uint16]server.Handler) {
-	for operation, answer := range map[uint16]func(r int32) ndr.Marshaler{
+// refuse adds methods that are not served.
+func (a *Admin) refuse(to map[uint16]server.Handler, methods map[uint16]func(result int32) ndr.Marshaler) {
+	for operation, answer := range methods {
+		to[operation] = a.refusal(answer)
+	}
+}
+
+// The methods of ICertAdminD and, of those that are its own, of ICertAdminD2 that are not served.
+var (
+	refused = map[uint16]func(r int32) ndr.Marshaler{
 		3:  func(r int32) ndr.Marshaler { return &icertadmind.SetExtensionResponse{Return: r} },
 		4:  func(r int32) ndr.Marshaler { return &icertadmind.SetAttributesResponse{Return: r} },
 		8:  func(r int32) ndr.Marshaler { return &icertadmind.PublishCRLResponse{Return: r} },
@@ -50,14 +57,8 @@ func (a *Admin) refuse(to map[uint16]server.Handler) {
 		28: func(r int32) ndr.Marshaler { return &icertadmind.ImportCertificateResponse{Return: r} },
 		29: func(r int32) ndr.Marshaler { return &icertadmind.BackupGetDynamicFilesResponse{Return: r} },
 		30: func(r int32) ndr.Marshaler { return &icertadmind.RestoreGetDatabaseLocationsResponse{Return: r} },
-	} {
-		to[operation] = a.refusal(answer)
 	}
-}
-
-// refuse2 adds those of ICertAdminD2.
-func (a *Admin) refuse2(to map[uint16]server.Handler) {
-	for operation, answer := range map[uint16]func(r int32) ndr.Marshaler{
+	refused2 = map[uint16]func(r int32) ndr.Marshaler{
 		31: func(r int32) ndr.Marshaler { return &icertadmind2.PublishCRLsResponse{Return: r} },
 		33: func(r int32) ndr.Marshaler { return &icertadmind2.SetCAPropertyResponse{Return: r} },
 		36: func(r int32) ndr.Marshaler { return &icertadmind2.GetCASecurityResponse{Return: r} },
@@ -69,7 +70,5 @@ func (a *Admin) refuse2(to map[uint16]server.Handler) {
 		45: func(r int32) ndr.Marshaler { return &icertadmind2.SetConfigEntryResponse{Return: r} },
 		46: func(r int32) ndr.Marshaler { return &icertadmind2.ImportKeyResponse{Return: r} },
 		48: func(r int32) ndr.Marshaler { return &icertadmind2.DeleteRowResponse{Return: r} },
-	} {
-		to[operation] = a.refusal(answer)
 	}
-}
+)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -14,6 +13,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/rpc/pdu"
 	"github.com/enrollgate/enrollgate/gateway/rpc/request"
 	"github.com/enrollgate/enrollgate/gateway/rpc/server"
+	"github.com/enrollgate/enrollgate/gateway/rpc/server/servertest"
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/gateway/wcce/hresult"
 	"github.com/enrollgate/enrollgate/templates"
@@ -118,19 +118,7 @@ func TestLowerLevelsDoNotReachThePipeline(t *testing.T) {
 func TestLengthsOf4GiBTakeNoMemory(t *testing.T) {
 	i := Interface(&backend{})
 	good := stubOf(t, &icertpassage.CertServerRequestRequest{Authority: "Corp CA", Attributes: request.Blob([]byte("at")), Request: request.Blob([]byte("request."))})
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for at := 0; at+4 <= len(good); at += 4 {
-		for _, value := range []uint32{0xffffffff, 0x7fffffff, 0x80000000} {
-			stub := append([]byte{}, good...)
-			binary.LittleEndian.PutUint32(stub[at:], value)
-			_, _ = i.Handle(t.Context(), call(), stub)
-		}
-	}
-	runtime.ReadMemStats(&after)
-	if used := after.TotalAlloc - before.TotalAlloc; used > 4<<20 {
-		t.Errorf("%d octets", used)
-	}
+	servertest.Lengths(t, i, map[uint16][]byte{0: good}, call, 4<<20)
 	binary.LittleEndian.PutUint32(good[16:], 0xffffffff)
 	_, err := i.Handle(t.Context(), call(), good)
 	if f, ok := errors.AsType[*server.Fault](err); !ok || f.Status != pdu.BadStub {

@@ -1,14 +1,10 @@
 package adcs
 
 import (
-	"crypto"
-	"crypto/rand"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +22,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	pki "github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/fullsailor/pkcs7"
 )
 
@@ -89,8 +86,8 @@ func start(t testing.TB, mapper ...string) *server {
 	}
 	s := &server{t: t, dir: t.TempDir(), requests: map[uint32]answer{}}
 	rootKey, key := testpki.RSA(t, 2048), testpki.RSA(t, 2048)
-	s.root = sign(t, "Lab Root", nil, rootKey.Public(), rootKey)
-	s.issuing = sign(t, authority, s.root, key.Public(), rootKey)
+	s.root = pki.Sign(t, pki.CA("Lab Root"), nil, rootKey.Public(), rootKey)
+	s.issuing = pki.Sign(t, pki.CA(authority), s.root, key.Public(), rootKey)
 	ca, err := local.New(local.Options{Name: authority, Certificate: s.issuing, Above: []*x509.Certificate{s.root}, Key: key, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
@@ -282,18 +279,4 @@ func utf16Text(text string) string {
 		out = binary.LittleEndian.AppendUint16(out, u)
 	}
 	return string(out)
-}
-
-func sign(t testing.TB, name string, parent *x509.Certificate, key crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
-	t.Helper()
-	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(5, 0, 0)}
-	if parent == nil {
-		parent = template
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testpki.Cert(t, der)
 }

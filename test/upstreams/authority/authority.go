@@ -28,12 +28,14 @@ type Authority struct {
 func New(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{RootKey: Key(t), IssuingKey: Key(t)}
-	ca := func(name string) *x509.Certificate {
-		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
-	}
-	a.Root = Sign(t, ca("Test Root"), nil, a.RootKey.Public(), a.RootKey)
-	a.Issuing = Sign(t, ca("Test Issuing CA"), a.Root, a.IssuingKey.Public(), a.RootKey)
+	a.Root = Sign(t, CA("Test Root"), nil, a.RootKey.Public(), a.RootKey)
+	a.Issuing = Sign(t, CA("Test Issuing CA"), a.Root, a.IssuingKey.Public(), a.RootKey)
 	return a
+}
+
+// CA is what Sign makes the certificate of a CA from.
+func CA(name string) *x509.Certificate {
+	return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 }
 
 // Key makes a P-256 key.
@@ -46,9 +48,13 @@ func Key(t testing.TB) *ecdsa.PrivateKey {
 	return k
 }
 
+// Sign makes a certificate, with a serial number of its own; by itself where issuer is nil.
 func Sign(t testing.TB, template, issuer *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
 	t.Helper()
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	number := make([]byte, 16)
+	rand.Read(number)
+	number[0] = number[0]&0x7f | 0x40
+	template.SerialNumber = new(big.Int).SetBytes(number)
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(9, 0, 0)
 	if issuer == nil {
 		issuer = template

@@ -1,8 +1,6 @@
 package awspca
 
 import (
-	"crypto"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -28,6 +26,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
 
@@ -67,9 +66,9 @@ func start(t testing.TB) *server {
 	t.Helper()
 	s := &server{t: t, now: time.Now, tokens: map[string]known{}, certs: map[string]*x509.Certificate{}, revoked: map[string]string{}, progress: map[string]int{}}
 	rootKey, key, tlsKey := testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048)
-	s.root = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "AWS Root"}, IsCA: true, BasicConstraintsValid: true}, nil, rootKey.Public(), rootKey)
-	s.issuing = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "AWS Issuing CA"}, IsCA: true, BasicConstraintsValid: true}, s.root, key.Public(), rootKey)
-	web := sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "endpoint"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}, s.root, tlsKey.Public(), rootKey)
+	s.root = authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "AWS Root"}, IsCA: true, BasicConstraintsValid: true}, nil, rootKey.Public(), rootKey)
+	s.issuing = authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "AWS Issuing CA"}, IsCA: true, BasicConstraintsValid: true}, s.root, key.Public(), rootKey)
+	web := authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "endpoint"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}, s.root, tlsKey.Public(), rootKey)
 	s.roots = x509.NewCertPool()
 	s.roots.AddCert(s.root)
 	ca, err := local.New(local.Options{Name: "AWS", Certificate: s.issuing, Above: []*x509.Certificate{s.root}, Key: key, Now: time.Now})
@@ -337,18 +336,4 @@ func (s *server) revoke(r *http.Request) *trouble {
 
 func text(c *x509.Certificate) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
-}
-
-// sign makes a certificate; by itself where parent is nil.
-func sign(t testing.TB, template, parent *x509.Certificate, key crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
-	t.Helper()
-	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), time.Now().AddDate(5, 0, 0)
-	if parent == nil {
-		parent = template
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testpki.Cert(t, der)
 }

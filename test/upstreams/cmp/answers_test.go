@@ -16,6 +16,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream"
 	"github.com/enrollgate/enrollgate/gateway/upstream/cmp"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
 )
 
@@ -65,7 +66,7 @@ func TestWhoIsNotAcceptedIsToldAndNothingWasIssued(t *testing.T) {
 	s := Start(t)
 	key := testpki.RSA(t, 2048)
 	o := s.options()
-	o.Key, o.Certificates = key, []*x509.Certificate{sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "stranger"}}, nil, key.Public(), key)}
+	o.Key, o.Certificates = key, []*x509.Certificate{authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "stranger"}}, nil, key.Public(), key)}
 	if r, err := s.driver(o).Submit(background, contract.WindowsOrder(t, "1-aa", testpki.RSA(t, 2048))); !upstream.IsNotIssued(err) {
 		t.Errorf("a registration authority that OpenSSL does not trust: %+v, %v", r, err)
 	}
@@ -186,10 +187,10 @@ func TestEllipticKeysAndAKnownChain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := sign(t, ca("Elliptic root"), nil, rootKey.Public(), rootKey)
+	root := authority.Sign(t, authority.CA("Elliptic root"), nil, rootKey.Public(), rootKey)
 	s.args = append(s.args, "-srv_trusted", s.write("elliptic.pem", root))
 	o := s.options()
-	o.Key, o.Certificates = key, []*x509.Certificate{sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ra"}, KeyUsage: x509.KeyUsageDigitalSignature}, root, key.Public(), rootKey)}
+	o.Key, o.Certificates = key, []*x509.Certificate{authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ra"}, KeyUsage: x509.KeyUsageDigitalSignature}, root, key.Public(), rootKey)}
 	o.ChainFile = filepath.Join(t.TempDir(), "chain.pem")
 	d := s.driver(o)
 	if _, err := d.Chain(background); err == nil {

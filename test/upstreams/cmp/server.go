@@ -30,6 +30,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/upstream/local"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
@@ -72,13 +73,13 @@ func Start(t testing.TB, args ...string) *Server {
 	}
 	s := &Server{t: t, dir: t.TempDir(), mocks: map[string]*mock{}, revoked: map[string]bool{}}
 	rootKey, issuingKey, serverKey, raRootKey, raKey := testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048), testpki.RSA(t, 2048)
-	s.root = sign(t, ca("CMP Root"), nil, rootKey.Public(), rootKey)
-	s.issuing = sign(t, ca("CMP Issuing CA"), s.root, issuingKey.Public(), rootKey)
-	speaker := sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "CMP server"}, KeyUsage: x509.KeyUsageDigitalSignature,
+	s.root = authority.Sign(t, authority.CA("CMP Root"), nil, rootKey.Public(), rootKey)
+	s.issuing = authority.Sign(t, authority.CA("CMP Issuing CA"), s.root, issuingKey.Public(), rootKey)
+	speaker := authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "CMP server"}, KeyUsage: x509.KeyUsageDigitalSignature,
 		UnknownExtKeyUsage: []asn1.ObjectIdentifier{{1, 3, 6, 1, 5, 5, 7, 3, 27}}}, s.issuing, serverKey.Public(), issuingKey)
-	raRoot := sign(t, ca("RA Root"), nil, raRootKey.Public(), raRootKey)
+	raRoot := authority.Sign(t, authority.CA("RA Root"), nil, raRootKey.Public(), raRootKey)
 	s.raKey = raKey
-	s.ra = []*x509.Certificate{sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "enrollgate"}, KeyUsage: x509.KeyUsageDigitalSignature}, raRoot, raKey.Public(), raRootKey)}
+	s.ra = []*x509.Certificate{authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "enrollgate"}, KeyUsage: x509.KeyUsageDigitalSignature}, raRoot, raKey.Public(), raRootKey)}
 	own, err := local.New(local.Options{Name: "CMP", Certificate: s.issuing, Above: []*x509.Certificate{s.root}, Key: issuingKey, Now: time.Now})
 	if err != nil {
 		t.Fatal(err)
@@ -90,10 +91,6 @@ func Start(t testing.TB, args ...string) *Server {
 	t.Cleanup(front.Close)
 	s.proxy = proxy.Start(t, front.URL, nil, &http.Transport{})
 	return s
-}
-
-func ca(name string) *x509.Certificate {
-	return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 }
 
 func (s *Server) write(name string, certs ...*x509.Certificate) string {

@@ -18,6 +18,7 @@ import (
 	"github.com/enrollgate/enrollgate/gateway/wcce"
 	"github.com/enrollgate/enrollgate/templates"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/contract"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
@@ -116,7 +117,7 @@ func TestWhoDoesNotLeadToTheRootIsAskedNothing(t *testing.T) {
 	s := Start(t)
 	o := s.options()
 	key := testpki.RSA(t, 2048)
-	o.Roots = []*x509.Certificate{sign(t, authority("Another Root"), nil, key.Public(), key)}
+	o.Roots = []*x509.Certificate{authority.Sign(t, authority.CA("Another Root"), nil, key.Public(), key)}
 	if r, err := s.driver(o).Submit(background, order(t, "1-aa", testpki.RSA(t, 2048))); !upstream.IsNotIssued(err) {
 		t.Errorf("%+v, %v", r, err)
 	}

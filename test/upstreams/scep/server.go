@@ -3,7 +3,6 @@ package scep
 import (
 	"bytes"
 	"crypto"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/enrollgate/enrollgate/gateway/upstream/scep"
 	"github.com/enrollgate/enrollgate/test/testpki"
+	"github.com/enrollgate/enrollgate/test/upstreams/authority"
 	"github.com/enrollgate/enrollgate/test/upstreams/program"
 	"github.com/enrollgate/enrollgate/test/upstreams/proxy"
 )
@@ -42,9 +42,9 @@ func Start(t testing.TB, mode ...string) *Server {
 	s := &Server{t: t, dir: t.TempDir()}
 	rootKey, key := testpki.RSA(t, 2048), testpki.RSA(t, 2048)
 	s.rootKey, s.raKey = rootKey, testpki.RSA(t, 2048)
-	s.root = sign(t, authority("SCEP Root"), nil, rootKey.Public(), rootKey)
-	s.issuing = sign(t, authority("SCEP Issuing CA"), s.root, key.Public(), rootKey)
-	s.ra = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "enrollgate"}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment}, s.root, s.raKey.Public(), rootKey)
+	s.root = authority.Sign(t, authority.CA("SCEP Root"), nil, rootKey.Public(), rootKey)
+	s.issuing = authority.Sign(t, authority.CA("SCEP Issuing CA"), s.root, key.Public(), rootKey)
+	s.ra = authority.Sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "enrollgate"}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment}, s.root, s.raKey.Public(), rootKey)
 	for name, block := range map[string]*pem.Block{"ca.pem": {Type: "CERTIFICATE", Bytes: s.issuing.Raw}, "ca.key": {Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}} {
 		if err := os.WriteFile(filepath.Join(s.dir, name), pem.EncodeToMemory(block), 0o400); err != nil {
 			t.Fatal(err)
@@ -102,24 +102,6 @@ func (s *Server) list(t testing.TB) (out []string) {
 		}
 	}
 	return out
-}
-
-func authority(name string) *x509.Certificate {
-	return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
-}
-
-// sign makes a certificate; by itself where parent is nil.
-func sign(t testing.TB, template, parent *x509.Certificate, key crypto.PublicKey, signer crypto.Signer) *x509.Certificate {
-	t.Helper()
-	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), time.Now().AddDate(5, 0, 0)
-	if parent == nil {
-		parent = template
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key, signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return testpki.Cert(t, der)
 }
 
 // Config is how a gateway uses the server.
