@@ -8,8 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-
-	_ "modernc.org/sqlite" // the driver, for create
 )
 
 // Open opens a SQLite file, creates it where it is missing and brings its schema up to date. Other processes may have it open
